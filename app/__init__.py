@@ -1,0 +1,1 @@
+"""The animator and the command line."""

@@ -1,0 +1,1 @@
+"""Faces and landmarks in images, head fitting and tracking."""

@@ -1,0 +1,1 @@
+"""Head models, skinning, cameras, rotations, landmark embeddings and parameter tracks. Imports nothing of ours."""
