@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def test_constraints_pin_every_dependency():
     pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     project = PROJECT["project"]
     wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
-    names = {r.split(">")[0].split("[")[0].strip().lower() for r in wanted} - {"headwarp", "triton"}
+    names = {re.split(r"[>\[; ]", r)[0].lower() for r in wanted} - {"headwarp", "triton"}
     assert names <= pins, f"not in constraints.txt: {sorted(names - pins)}"
 
 
