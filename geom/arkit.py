@@ -1,7 +1,7 @@
 """The 52 face units of ARKit: names, order, and MediaPipe's order of the same scores.
 
-Every (..., 52) array of this package is in the order of `NAMES` (Apple's `ARFaceAnchor.BlendShapeLocation` list); weights run from
-0 (neutral) to 1. "Left" and "Right" are the person's.
+Every (..., 52) array of this package is in the order of `NAMES` (Apple's `ARFaceAnchor.BlendShapeLocation` list);
+weights run from 0 (neutral) to 1. "Left" and "Right" are the person's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ NAMES: tuple[str, ...] = (
 INDEX: dict[str, int] = {name: i for i, name in enumerate(NAMES)}
 
 MEDIAPIPE_NAMES: tuple[str, ...] = ("_neutral", *sorted(set(NAMES) - {"tongueOut"}))
-"""The 52 outputs of MediaPipe's blend-shape model: `_neutral`, then 51 ARKit units in alphabetical order; no tongueOut."""
+"""The 52 outputs of MediaPipe's blend-shape model: `_neutral`, then 51 ARKit units in alphabetical order; no
+tongueOut."""
 
 
 def from_mediapipe(scores: Tensor) -> Tensor:

@@ -12,8 +12,8 @@
 
 Both cameras have the same methods. A camera of batch 1 serves points of any batch.
 
-A *crop transform* is three numbers (scale, tx, ty): x' = scale * x + tx, y' = scale * y + ty, in the continuous pixel coordinates
-above. It maps full-picture pixels to crop pixels.
+A *crop transform* is three numbers (scale, tx, ty): x' = scale * x + tx, y' = scale * y + ty, in the continuous pixel
+coordinates above. It maps full-picture pixels to crop pixels.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@
     v_posed  = v_shaped + posedirs vec(R_j - I),  j = 1 ... J-1, row-major
     M_0 = [R_0 | J_0],  M_j = M_parent [R_j | J_j - J_parent];   v = sum_j w_j M_j (v_posed - J_j) + translation
 
-Li et al., "Learning a model of facial shape and expression from 4D scans", 2017. Joints: root, neck, jaw, left eye, right eye; the
-global rotation turns about the root joint. Metres and radians throughout. B batch, N vertices, F triangles, S + E coefficients.
+Li et al., "Learning a model of facial shape and expression from 4D scans", 2017. Joints: root, neck, jaw, left eye,
+right eye; the global rotation turns about the root joint. Metres and radians throughout. B batch, N vertices, F
+triangles, S + E coefficients.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from .rotation import axis_angle_to_matrix
 
 @dataclass
 class HeadParams:
-    """Parameters of B heads. Coefficients are in standard deviations, rotations axis-angle radians relative to the parent joint."""
+    """Parameters of B heads. Coefficients are in standard deviations, rotations axis-angle radians relative to the
+    parent joint."""
 
     shape: Tensor
     """(B, S) identity."""
@@ -104,10 +106,11 @@ class HeadModel(nn.Module):
     """A parametric head. Calling it with `HeadParams` gives world vertices (B, N, 3).
 
     Buffers and attributes (float32, or float64 after `.double()`):
-        v_template (N, 3), faces (F, 3) int64, shapedirs (N, 3, S+E), posedirs (N, 3, 9(J-1)), J_regressor (J, N), weights (N, J),
-        parents (tuple of J ints), n_shape, n_expression, name, sha256 (of the geometry, see `HeadData.sha256`),
-        eyelid_dirs (N, 3, 2) or None, face_part (F,) uint8 or None with part_names, uv (U, 2) and uv_faces (F, 3) or None,
-        shape_control_names, shape_controls (K, S) or None, embeddings: {"static68", "mediapipe"} as far as the file has them.
+        v_template (N, 3), faces (F, 3) int64, shapedirs (N, 3, S+E), posedirs (N, 3, 9(J-1)), J_regressor (J, N),
+        weights (N, J), parents (tuple of J ints), n_shape, n_expression, name, sha256 (of the geometry, see
+        `HeadData.sha256`), eyelid_dirs (N, 3, 2) or None, face_part (F,) uint8 or None with part_names, uv (U, 2) and
+        uv_faces (F, 3) or None, shape_control_names, shape_controls (K, S) or None, embeddings: {"static68",
+        "mediapipe"} as far as the file has them.
     """
 
     v_template: Tensor
@@ -149,14 +152,16 @@ class HeadModel(nn.Module):
             value = getattr(data, key)
             self.register_buffer(key, None if value is None else torch.from_numpy(value), persistent=value is not None)
         n_betas = self.n_shape + self.n_expression
-        # The joints are linear in the coefficients; regressing them once saves a (J, N) product per call. float64: sums over N.
+        # The joints are linear in the coefficients; regressing them once saves a (J, N) product per call. float64:
+        # sums over N.
         regressor = data.J_regressor.astype(np.float64)
         joint_template = regressor @ data.v_template
         joint_dirs = np.einsum("jn,nck->jck", regressor, data.shapedirs, optimize=True)
         self.register_buffer("joint_template", torch.from_numpy(joint_template.astype(np.float32)))
         self.register_buffer("joint_dirs", torch.from_numpy(joint_dirs.reshape(-1, n_betas).astype(np.float32)))
-        # All linear directions in one matrix, coordinate planes apart: a single product makes the posed rest shape, and skinning
-        # runs over contiguous planes. Pose columns that are zero everywhere (the neck's, often) are left out.
+        # All linear directions in one matrix, coordinate planes apart: a single product makes the posed rest shape,
+        # and skinning runs over contiguous planes. Pose columns that are zero everywhere (the neck's, often) are left
+        # out.
         pose_columns = np.flatnonzero(data.posedirs.any((0, 1)))
         blocks = [data.shapedirs, data.posedirs[..., pose_columns]]
         if data.eyelid_dirs is not None:
@@ -237,7 +242,8 @@ class HeadModel(nn.Module):
         return axis_angle_to_matrix(pose[:, : self.n_joints])
 
     def transforms(self, rotations: Tensor, joints: Tensor) -> Tensor:
-        """Skinning transforms (B, J, 3, 4): rest vertex -> posed vertex of a vertex that follows joint j alone, before translation.
+        """Skinning transforms (B, J, 3, 4): rest vertex -> posed vertex of a vertex that follows joint j alone,
+        before translation.
 
         Args:
             rotations: (B, J, 3, 3) local.
@@ -293,8 +299,8 @@ class HeadModel(nn.Module):
     def subset(self, vertices: Tensor) -> HeadModel:
         """The same head with some vertices only, for fitting: same parameters, `forward` gives (B, len(vertices), 3).
 
-        Triangles, and points of embeddings, stay where all their corners do. `J_regressor` is left empty, since the joints do not
-        follow from a part of the vertices (they are kept as linear functions of the coefficients).
+        Triangles, and points of embeddings, stay where all their corners do. `J_regressor` is left empty, since the
+        joints do not follow from a part of the vertices (they are kept as linear functions of the coefficients).
 
         Args:
             vertices: (K,) int64 distinct vertex ids, e.g. `head.embeddings["mediapipe"].corners.unique()`.

@@ -1,27 +1,31 @@
 """Head files: what a head model consists of, and our `.safetensors` file of it.
 
 A head has FLAME's layout (Li et al., "Learning a model of facial shape and expression from 4D scans", 2017). Keys of a
-`.safetensors` head file (N vertices, F triangles, J joints = 5: root, neck, jaw, left eye, right eye; S shape, E expression,
-L points):
+`.safetensors` head file (N vertices, F triangles, J joints = 5: root, neck, jaw, left eye, right eye; S shape, E
+expression, L points):
 
-    v_template (N,3)  faces (F,3) int  shapedirs (N,3,S+E), shape first  posedirs (N,3,9(J-1))  J_regressor (J,N)  weights (N,J)
-    parents (J,) int, -1 for the root
+    v_template (N,3)  faces (F,3) int  shapedirs (N,3,S+E), shape first  posedirs (N,3,9(J-1))  J_regressor (J,N)
+    weights (N,J) parents (J,) int, -1 for the root
 
     optional
     eyelid_dirs (N,3,2)                   metres at coefficient 1 = closed; left, right
     face_part (F,) uint8                  index into the part names
     uv (U,2), uv_faces (F,3) int          texture coordinates, v upwards, and their triangles
     arkit_expression (52,E)  arkit_jaw (52,3)  arkit_eyes (52,6)  arkit_eyelids (52,2)
-                                          per unit weight of each ARKit unit, in the order of `arkit.NAMES`; rotations in radians
+                                          per unit weight of each ARKit unit, in the order of `arkit.NAMES`; rotations
+                                          in radians
     shape_controls (K,S)                  shape coefficients at value 1 of each named control (values run from -1 to 1)
     static68_triangle (68,) int, static68_barycentric (68,3)          iBUG order, contour (0-16) first
     dynamic_triangle (79,17) int, dynamic_barycentric (79,17,3)       contour by yaw, rows as in `landmarks.Contour`
-    mediapipe_triangle (L,) int, mediapipe_barycentric (L,3), mediapipe_index (L,) int   index into MediaPipe's 478 points;
+    mediapipe_triangle (L,) int, mediapipe_barycentric (L,3), mediapipe_index (L,) int   index into MediaPipe's 478
+    points;
                                           without mediapipe_index the points are 0 ... L-1
     metadata (strings)
-    format = "headwarp-head-1", name, n_shape, n_expression (decimal), and as JSON lists: part_names, shape_control_names
+    format = "headwarp-head-1", name, n_shape, n_expression (decimal), and as JSON lists: part_names,
+    shape_control_names
 
-Floating arrays may be float16 or wider on disk; every one is float32 in memory. Further metadata (licence, provenance) is kept.
+Floating arrays may be float16 or wider on disk; every one is float32 in memory. Further metadata (licence,
+provenance) is kept.
 """
 
 from __future__ import annotations
@@ -203,7 +207,8 @@ def write_safetensors(path: Path | str, head: HeadData, *, half: tuple[str, ...]
     """Write a head file (atomically; the same head gives the same bytes).
 
     Args:
-        half: floating arrays stored as float16 (about 4 micrometres of rounding per unit coefficient in metres-sized shapedirs).
+        half: floating arrays stored as float16 (about 4 micrometres of rounding per unit coefficient in metres-sized
+        shapedirs).
     """
     from safetensors.numpy import save
 
@@ -236,7 +241,8 @@ def write_safetensors(path: Path | str, head: HeadData, *, half: tuple[str, ...]
 
 
 def _sorted_header(blob: bytes) -> bytes:
-    """The same safetensors bytes with the metadata sorted: the library writes it in the order of a hash map, new in every run."""
+    """The same safetensors bytes with the metadata sorted: the library writes it in the order of a hash map, new in
+    every run."""
     length = int.from_bytes(blob[:8], "little")
     header: Mapping[str, Any] = json.loads(blob[8 : 8 + length])
     text = json.dumps(

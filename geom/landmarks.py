@@ -1,7 +1,9 @@
 """Landmarks on a head: points given by a triangle and barycentric weights, so that they move with every parameter.
 
-* iBUG's 68 (`static68`): 0-16 face contour from the person's right ear to the left, 17-26 brows, 27-35 nose, 36-47 eyes, 48-67 mouth.
-* `Contour`: the 17 contour points by head yaw, as DECA and FLAME's authors do it; the visible contour slides over the skin.
+* iBUG's 68 (`static68`): 0-16 face contour from the person's right ear to the left, 17-26 brows, 27-35 nose, 36-47
+eyes, 48-67 mouth.
+* `Contour`: the 17 contour points by head yaw, as DECA and FLAME's authors do it; the visible contour slides over the
+skin.
 * MediaPipe's 478 (`mediapipe`): 468 mesh points, then the irises (468-472 the person's right eye, 473-477 the left).
 """
 
@@ -14,8 +16,8 @@ from torch import Tensor, nn
 class Embedding(nn.Module):
     """L points on a mesh.
 
-    Buffers: triangle (L,) int64 face ids, barycentric (L, 3) weights of the face's corners (sum 1), corners (L, 3) int64 vertex ids,
-    indices (L,) int64 what the points are called in the landmark set (0 ... 67 or 0 ... 477).
+    Buffers: triangle (L,) int64 face ids, barycentric (L, 3) weights of the face's corners (sum 1), corners (L, 3)
+    int64 vertex ids, indices (L,) int64 what the points are called in the landmark set (0 ... 67 or 0 ... 477).
     """
 
     triangle: Tensor

@@ -1,8 +1,8 @@
 """Rotations: axis-angle vectors (radians), 3x3 matrices on column vectors, and yaw, pitch, roll (degrees).
 
-Axis-angle is the only stored form; matrices are for computing and the three angles for people. Quaternions appear inside
-this file only. All functions keep float32 or float64, any leading shape, and have finite gradients everywhere they are smooth,
-zero rotation included.
+Axis-angle is the only stored form; matrices are for computing and the three angles for people. Quaternions appear
+inside this file only. All functions keep float32 or float64, any leading shape, and have finite gradients everywhere
+they are smooth, zero rotation included.
 
 Signs (axes: x to the person's left, y up, z out of the face):
 
@@ -25,8 +25,8 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
 
         R = I + sin(t)/t K + (1 - cos(t))/t^2 K^2,   t = |axis_angle|,  K = [axis_angle]_x
 
-    Rodrigues' formula (Murray, Li and Sastry 1994, ch. 2). (1 - cos t)/t^2 is taken as sinc(t/2)^2 / 2, which loses no digits,
-    and sinc by its series near 0, so that R and its gradient are finite at t = 0, where every fit starts.
+    Rodrigues' formula (Murray, Li and Sastry 1994, ch. 2). (1 - cos t)/t^2 is taken as sinc(t/2)^2 / 2, which loses
+    no digits, and sinc by its series near 0, so that R and its gradient are finite at t = 0, where every fit starts.
 
     Args:
         axis_angle: (..., 3) radians, any length.
@@ -49,8 +49,8 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
 def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
     """Axis-angle vectors of rotation matrices, angle in [0, pi].
 
-    Goes through the unit quaternion, read from the row of 4 q q^T with the largest diagonal entry (Bar-Itzhack 2000): that row is
-    linear in R and never short, so no angle is special; at pi the sign of the axis is arbitrary.
+    Goes through the unit quaternion, read from the row of 4 q q^T with the largest diagonal entry (Bar-Itzhack 2000):
+    that row is linear in R and never short, so no angle is special; at pi the sign of the axis is arbitrary.
 
     Args:
         matrix: (..., 3, 3) rotation matrices; not checked for orthogonality.
