@@ -1,0 +1,175 @@
+"""Motion transfer: what a driving face does, done by the source face. All methods share it.
+
+    relative (default)                                      absolute
+    R = R_d R_ref^T R_s                                     R = R_d
+    psi = psi_s + g (psi_d - psi_ref),  jaw the same        psi = psi_d,  jaw the same
+    gaze = gaze_s + mean of both eyes (gaze_d - gaze_ref)   gaze = gaze_d
+    lid openness = openness_s * openness_d / openness_ref   openness = openness_d
+    translation = t_s + t_d - t_ref, depth as a ratio       translation = t_s
+
+s source, d driving, ref the driving frame that counts as rest (its first, or its most neutral and frontal). Identity
+always stays the source's. Soft limits keep the result where one photo can still be believed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import arkit
+from .head import HeadModel, HeadParams
+from .rotation import axis_angle_to_matrix, euler_to_matrix, matrix_to_axis_angle, matrix_to_euler
+
+Region = Literal["all", "pose", "expression", "eyes", "mouth"]
+
+MOUTH_UNITS = ("mouth", "jaw", "tongue", "cheekPuff")
+"""Prefixes of the ARKit units that count as mouth; the others (eyes, brows, cheeks, nose) count as eyes."""
+
+
+@dataclass(frozen=True)
+class TransferOptions:
+    """What is transferred and how far."""
+
+    relative: bool = True
+    """Motion relative to the driving reference, added to the source's own; else the driver's values as they are."""
+    region: Region = "all"
+    """pose: rotation and translation; expression: all but pose; eyes: gaze, lids, brows; mouth: jaw and lips."""
+    expression_gain: float = 1.1
+    """On expression and jaw differences (relative motion). Trackers damp expressions; more does not repair that."""
+    yaw_limit: float = 30.0
+    """Degrees that the head may turn from the source pose; motion is unchanged up to 0.6 of it, then bends smoothly."""
+    pitch_limit: float = 24.0
+    """Degrees, as `yaw_limit`."""
+    roll_limit: float = 40.0
+    """Degrees, as `yaw_limit`; roll uncovers little, so it is freer."""
+    translation_limit: float = 0.045
+    """Metres that the head may move sideways or up and down; about a third of a face width."""
+    zoom_limit: float = 0.18
+    """Largest relative change of the distance to the camera."""
+    gaze_limit: float = 32.0
+    """Degrees that the eyes may turn from the source's gaze."""
+    openness_limit: float = 1.25
+    """Lids open at most this many times as far as in the source."""
+
+
+def transfer(
+    head: HeadModel,
+    source: HeadParams,
+    driving: HeadParams,
+    reference: HeadParams,
+    options: TransferOptions = TransferOptions(),
+) -> HeadParams:
+    """Parameters of the source person doing what the driving person does.
+
+    With driving == reference (relative motion) the result is the source itself.
+
+    Args:
+        head: the model that all parameters belong to; needs an ARKit map for the regions eyes and mouth.
+        source: B = 1.
+        driving: B frames.
+        reference: B = 1, the driving frame at rest. Absolute motion uses it for nothing.
+        options: see `TransferOptions`.
+    Returns:
+        HeadParams of B frames with the source's shape.
+    Raises:
+        ValueError: when the region needs an ARKit map that the head does not have.
+    """
+    frames = len(driving)
+    source = source.expand(frames)
+    if options.relative:
+        target = _relative(source, driving, reference.expand(frames), options)
+    else:
+        target = driving.replace(translation=source.translation)
+    target = target.replace(shape=source.shape, rotation=_limit_rotation(source.rotation, target.rotation, options))
+
+    if options.region == "all":
+        return target
+    pose = {"rotation": target.rotation, "neck": target.neck, "translation": target.translation}
+    if options.region == "pose":
+        return source.replace(**pose)
+    look = {"eyes": target.eyes, "eyelids": target.eyelids}
+    if options.region == "expression":
+        return source.replace(expression=target.expression, jaw=target.jaw, **look)
+    keep = region_projection(head, options.region)
+    expression = source.expression + (target.expression - source.expression) @ keep
+    if options.region == "eyes":
+        return source.replace(expression=expression, **look)
+    if options.region == "mouth":
+        return source.replace(expression=expression, jaw=target.jaw)
+    raise ValueError(f"transfer: region must be all, pose, expression, eyes or mouth, got '{options.region}'.")
+
+
+def region_projection(head: HeadModel, region: str) -> Tensor:
+    """(E, E) matrix that keeps the part of an expression (as a row vector) made by one region's ARKit units.
+
+    P = A^+ diag(units of the region) A,   A (52, E): expression of each unit
+    """
+    units = head.arkit(torch.eye(len(arkit.NAMES), device=head.v_template.device))["expression"]
+    mouth = torch.tensor([name.startswith(MOUTH_UNITS) for name in arkit.NAMES], device=units.device)
+    kept = mouth if region == "mouth" else ~mouth
+    return torch.linalg.pinv(units.double()).to(units) @ (units * kept[:, None])
+
+
+def soft_limit(values: Tensor, limit: float, *, knee: float = 0.6) -> Tensor:
+    """Values unchanged up to `knee * limit`, then bent smoothly so that |result| < limit; slope 1 at the knee."""
+    start = knee * limit
+    room = limit - start
+    size = values.abs()
+    bent = start + room * torch.tanh((size - start) / room)
+    return torch.where(size <= start, values, values.sign() * bent)
+
+
+def _relative(source: HeadParams, driving: HeadParams, rest: HeadParams, options: TransferOptions) -> HeadParams:
+    gain = options.expression_gain
+    turn = axis_angle_to_matrix(driving.rotation) @ axis_angle_to_matrix(rest.rotation).mT
+    rotation = matrix_to_axis_angle(turn @ axis_angle_to_matrix(source.rotation))
+
+    # Both eyes get the mean: detectors disagree on single irises, and eyes that part look wrong at once.
+    gaze = (driving.eyes - rest.eyes).unflatten(-1, (2, 3)).mean(1)
+    gaze = soft_limit(gaze, math.radians(options.gaze_limit))
+
+    return source.replace(
+        rotation=rotation,
+        neck=source.neck + driving.neck - rest.neck,
+        expression=source.expression + gain * (driving.expression - rest.expression),
+        jaw=source.jaw + gain * (driving.jaw - rest.jaw),
+        eyes=source.eyes + torch.cat([gaze, gaze], -1),
+        eyelids=_lids(source.eyelids, driving.eyelids, rest.eyelids, options.openness_limit),
+        translation=_translation(source.translation, driving.translation, rest.translation, options),
+    )
+
+
+def _lids(source: Tensor, driving: Tensor, rest: Tensor, limit: float) -> Tensor:
+    """(B, 2) eyelids such that the openness changes by the driver's ratio."""
+    ratio = (1 - driving).clamp_min(0) / (1 - rest).clamp_min(0.25)
+    # Small differences between the eyes are noise, large ones a wink.
+    mean = ratio.mean(-1, keepdim=True)
+    wink = ratio - mean
+    ratio = mean + wink.sign() * (wink.abs() - 0.12).clamp_min(0)
+    # sign() of the wink is 0 at rest, so that driving == rest gives exactly 1
+    return 1 - (1 - source) * ratio.clamp(0, limit)
+
+
+def _translation(source: Tensor, driving: Tensor, rest: Tensor, options: TransferOptions) -> Tensor:
+    """(B, 3). The depth changes by the driver's ratio; the place in the picture moves by the driver's metres."""
+    zoom = (driving[:, 2:] / rest[:, 2:]).log()
+    depth = soft_limit(zoom, options.zoom_limit).exp()
+    step = driving[:, :2] - rest[:, :2]
+    length = step.norm(dim=-1, keepdim=True)
+    step = step * torch.where(
+        length > 0, soft_limit(length, options.translation_limit) / length.clamp_min(1e-12), torch.ones_like(length)
+    )
+    return torch.cat([source[:, :2] * depth + step, source[:, 2:] * depth], -1)
+
+
+def _limit_rotation(source: Tensor, target: Tensor, options: TransferOptions) -> Tensor:
+    """Target rotation with yaw, pitch and roll from the source's pose soft-limited."""
+    at_rest = axis_angle_to_matrix(source)
+    angles = matrix_to_euler(axis_angle_to_matrix(target) @ at_rest.mT)
+    limits = (options.yaw_limit, options.pitch_limit, options.roll_limit)
+    yaw, pitch, roll = (soft_limit(angle, limit) for angle, limit in zip(angles.unbind(-1), limits, strict=True))
+    return matrix_to_axis_angle(euler_to_matrix(yaw, pitch, roll) @ at_rest)
