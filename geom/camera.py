@@ -114,7 +114,7 @@ class WeakPerspective:
     principal: Tensor
     """(B, 2) x, y in pixels: where the world's origin lands."""
     distance: float = 10.0
-    """Metres added to the depth so that it is positive for any head near the origin; it moves nothing in the picture."""
+    """Metres added to the depth so that it is positive for any head near the origin; it moves no pixel."""
 
     def __post_init__(self) -> None:
         _check_fields("WeakPerspective", "scale", self.scale, "principal", self.principal)
@@ -224,7 +224,8 @@ def _split_transform(transform: Tensor | Sequence[float], like: Tensor) -> tuple
 def _check_fields(owner: str, scalar_name: str, scalar: Tensor, pair_name: str, pair: Tensor) -> None:
     if scalar.ndim != 1 or pair.shape != (len(scalar), 2):
         raise ValueError(
-            f"{owner}: {scalar_name} must be (B,) and {pair_name} (B, 2), got {tuple(scalar.shape)} and {tuple(pair.shape)}."
+            f"{owner}: {scalar_name} must be (B,) and {pair_name} (B, 2), "
+            f"got {tuple(scalar.shape)} and {tuple(pair.shape)}."
         )
 
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from . import arkit, head_files
 from .head_files import HeadData
-from .landmarks import Embedding
+from .landmarks import LEFT_IRIS, RIGHT_IRIS, Contour, Embedding, iris_embedding, landmarks68
 from .rotation import axis_angle_to_matrix
 
 
@@ -110,7 +110,7 @@ class HeadModel(nn.Module):
         weights (N, J), parents (tuple of J ints), n_shape, n_expression, name, sha256 (of the geometry, see
         `HeadData.sha256`), eyelid_dirs (N, 3, 2) or None, face_part (F,) uint8 or None with part_names, uv (U, 2) and
         uv_faces (F, 3) or None, shape_control_names, shape_controls (K, S) or None, embeddings: {"static68",
-        "mediapipe"} as far as the file has them.
+        "mediapipe"} -> `Embedding` as far as the file has them, contour `Contour` or None.
     """
 
     v_template: Tensor
@@ -178,16 +178,37 @@ class HeadModel(nn.Module):
         self.register_buffer("_arkit", rows, persistent=rows is not None)
 
         self.embeddings = nn.ModuleDict()
-        for key in ("static68", "mediapipe"):
-            triangle, barycentric = getattr(data, f"{key}_triangle"), getattr(data, f"{key}_barycentric")
-            if triangle is not None and barycentric is not None:
-                index = data.mediapipe_index if key == "mediapipe" else None
-                self.embeddings[key] = Embedding(
-                    torch.from_numpy(triangle),
-                    torch.from_numpy(barycentric),
-                    self.faces,
-                    None if index is None else torch.from_numpy(index),
-                )
+        self.contour: Contour | None = None
+        if data.static68_triangle is not None and data.static68_barycentric is not None:
+            triangle, barycentric = (
+                torch.from_numpy(data.static68_triangle),
+                torch.from_numpy(data.static68_barycentric),
+            )
+            self.embeddings["static68"] = Embedding(triangle, barycentric, self.faces)
+        if data.mediapipe_triangle is not None and data.mediapipe_barycentric is not None:
+            self.embeddings["mediapipe"] = self._mediapipe(data)
+        if data.dynamic_triangle is not None and data.dynamic_barycentric is not None:
+            triangle, barycentric = torch.from_numpy(data.dynamic_triangle), torch.from_numpy(data.dynamic_barycentric)
+            self.contour = Contour(triangle, barycentric, self.faces)
+
+    def _mediapipe(self, data: HeadData) -> Embedding:
+        """The file's points, and the irises from the eyeballs where the file does not have them itself."""
+        triangle, barycentric = data.mediapipe_triangle, data.mediapipe_barycentric
+        assert triangle is not None
+        assert barycentric is not None
+        indices = np.arange(len(triangle)) if data.mediapipe_index is None else data.mediapipe_index
+        if self.n_joints >= 5 and indices.max(initial=0) < RIGHT_IRIS:
+            eyeballs = {}
+            for start, joint in ((RIGHT_IRIS, 4), (LEFT_IRIS, 3)):
+                rigid = data.weights[:, joint] > 0.99
+                eyeballs[start] = (np.flatnonzero(rigid[data.faces].all(1)), self.joint_template[joint].numpy())
+            extra = iris_embedding(data.v_template, data.faces, eyeballs)
+            triangle = np.concatenate([triangle, extra[0]])
+            barycentric = np.concatenate([barycentric, extra[1].astype(np.float32)])
+            indices = np.concatenate([indices, extra[2]])
+        return Embedding(
+            torch.from_numpy(triangle), torch.from_numpy(barycentric), self.faces, torch.from_numpy(indices)
+        )
 
     @property
     def n_joints(self) -> int:
@@ -234,6 +255,21 @@ class HeadModel(nn.Module):
         transforms = self.transforms(self.rotations(params), rest)
         moved = (transforms[..., :3] @ rest[..., None]).squeeze(-1) + transforms[..., 3]
         return moved + params.translation[:, None]
+
+    def landmarks68(self, params: HeadParams, vertices: Tensor | None = None) -> Tensor:
+        """(B, 68, 3) iBUG landmarks in the world, the contour chosen by yaw as in DECA.
+
+        Args:
+            params: B parameter sets.
+            vertices: (B, N, 3) `self(params)`, when it is there already.
+        """
+        static = dict(self.embeddings).get("static68")
+        if not isinstance(static, Embedding) or self.contour is None:
+            raise ValueError(
+                f"head '{self.name}' has no 68 landmarks. For FLAME put DECA's landmark_embedding.npy beside the model."
+            )
+        vertices = self(params) if vertices is None else vertices
+        return landmarks68(vertices, static, self.contour, params.rotation, params.neck)
 
     def rotations(self, params: HeadParams) -> Tensor:
         """(B, J, 3, 3) local rotation of every joint."""
@@ -333,6 +369,9 @@ class HeadModel(nn.Module):
                 part.faces,
                 embedding.indices[inside],
             )
+        part.contour = None
+        if self.contour is not None and kept[self.contour.triangle].all():
+            part.contour = Contour(new_face[self.contour.triangle], self.contour.barycentric, part.faces)
         return part
 
     def _rest(self, params: HeadParams, rotations: Tensor) -> Tensor:
@@ -350,20 +389,31 @@ class HeadModel(nn.Module):
         if params.shape.shape[-1] != self.n_shape or params.expression.shape[-1] != self.n_expression:
             raise ValueError(
                 f"head '{self.name}' takes {self.n_shape} shape and {self.n_expression} expression coefficients, got "
-                f"{params.shape.shape[-1]} and {params.expression.shape[-1]}. Parameters belong to the head they were fitted with."
+                f"{params.shape.shape[-1]} and {params.expression.shape[-1]}. Parameters belong to "
+                "the head they were fitted with."
             )
 
 
-def load_head(name_or_path: str | Path = "open") -> HeadModel:
+def load_head(
+    name_or_path: str | Path = "open", *, n_shape: int | None = None, n_expression: int | None = None
+) -> HeadModel:
     """A head model by name or file.
 
     Args:
-        name_or_path: "open" (the head that comes with the package) or a file: .safetensors.
+        name_or_path: "open" (the head that comes with the package), "flame" (the user's FLAME: see
+            `head_files.find_flame`), or a .pkl, .npz or .safetensors file.
+        n_shape, n_expression: how many coefficients to keep; None keeps all that the file has (FLAME: 300 and 100;
+            DECA and many trackers use the first 100 and 50).
     """
     if str(name_or_path) == "open":
         path = Path(__file__).parent.parent / "assets" / "open_head.safetensors"
+    elif str(name_or_path) == "flame":
+        found = head_files.find_flame()
+        if found is None:
+            named = os.environ.get("HEADWARP_FLAME")
+            where = f"HEADWARP_FLAME names {named}, where there is none" if named else "none in ~/.cache/headwarp"
+            raise FileNotFoundError(f"No FLAME model found ({where}). {head_files.FLAME_HELP}")
+        path = found
     else:
-        path = Path(os.fspath(name_or_path)).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"Head model not found at {path}. Use 'open' for the head that comes with the package.")
-    return HeadModel(head_files.read_safetensors(path))
+        path = Path(os.fspath(name_or_path))
+    return HeadModel(head_files.read_head(path, n_shape=n_shape, n_expression=n_expression))
