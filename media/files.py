@@ -13,7 +13,7 @@ from pathlib import Path
 from .errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2"})
-"""Read as a still picture. `.gif` counts as a video, as in FOMM's data sets; `load_image` still takes its first frame."""
+"""Read as a still picture. `.gif` counts as a video, as in FOMM's data sets; `load_image` takes its first frame."""
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
 )

@@ -88,7 +88,8 @@ def save_image(path: str | Path, image: np.ndarray, *, metadata: Mapping[str, st
     """
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
-        X
+        ending = path.suffix or "nothing"
+        raise InputError(f"Cannot write {path}: pictures end in {', '.join(_FORMATS)}, not in {ending}.")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4) or image.size == 0:
         raise ValueError(f"save_image: image must be uint8 (H, W, 3) or (H, W, 4), got {image.dtype} {image.shape}.")
     kind, options = _FORMATS[path.suffix.lower()]
