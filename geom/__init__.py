@@ -2,5 +2,6 @@
 
 from .camera import Camera, WeakPerspective
 from .head import HeadModel, HeadParams, load_head
+from .track import FaceTrack
 
-__all__ = ["Camera", "HeadModel", "HeadParams", "WeakPerspective", "load_head"]
+__all__ = ["Camera", "FaceTrack", "HeadModel", "HeadParams", "WeakPerspective", "load_head"]
