@@ -215,6 +215,11 @@ class HeadModel(nn.Module):
         return len(self.parents)
 
     @property
+    def has_arkit(self) -> bool:
+        """Whether `arkit` works on this head."""
+        return self._arkit is not None
+
+    @property
     def shapedirs(self) -> Tensor:
         """(N, 3, S+E) metres per unit coefficient, a view."""
         return self._directions[: self.n_shape + self.n_expression].permute(2, 1, 0)
