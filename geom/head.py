@@ -108,9 +108,10 @@ class HeadModel(nn.Module):
     Buffers and attributes (float32, or float64 after `.double()`):
         v_template (N, 3), faces (F, 3) int64, shapedirs (N, 3, S+E), posedirs (N, 3, 9(J-1)), J_regressor (J, N),
         weights (N, J), parents (tuple of J ints), n_shape, n_expression, name, sha256 (of the geometry, see
-        `HeadData.sha256`), eyelid_dirs (N, 3, 2) or None, face_part (F,) uint8 or None with part_names, uv (U, 2) and
-        uv_faces (F, 3) or None, shape_control_names, shape_controls (K, S) or None, embeddings: {"static68",
-        "mediapipe"} -> `Embedding` as far as the file has them, contour `Contour` or None.
+        `HeadData.sha256`), eyelid_dirs (N, 3, 2) or None, face_part (F,) uint8 or None with part_names, vertex_mask
+        (N, K) in [0, 1] or None with region_names, uv (U, 2) and uv_faces (F, 3) or None, shape_control_names,
+        shape_controls (K, S) or None, embeddings: {"static68", "mediapipe"} -> `Embedding` as far as the file has
+        them, contour `Contour` or None.
     """
 
     v_template: Tensor
@@ -121,6 +122,7 @@ class HeadModel(nn.Module):
     joint_dirs: Tensor
     eyelid_dirs: Tensor | None
     face_part: Tensor | None
+    vertex_mask: Tensor | None
     uv: Tensor | None
     uv_faces: Tensor | None
     shape_controls: Tensor | None
@@ -134,7 +136,7 @@ class HeadModel(nn.Module):
         self.sha256 = data.sha256()
         self.n_shape, self.n_expression = data.n_shape, data.n_expression
         self.parents = tuple(int(p) for p in data.parents)
-        self.part_names = data.part_names
+        self.part_names, self.region_names = data.part_names, data.region_names
         self.shape_control_names = data.shape_control_names
         self.metadata = dict(data.metadata)
 
@@ -145,6 +147,7 @@ class HeadModel(nn.Module):
             "weights",
             "eyelid_dirs",
             "face_part",
+            "vertex_mask",
             "uv",
             "uv_faces",
             "shape_controls",
@@ -359,6 +362,8 @@ class HeadModel(nn.Module):
         part.J_regressor = self.J_regressor[:, :0]
         if self.eyelid_dirs is not None:
             part.eyelid_dirs = self.eyelid_dirs[vertices]
+        if self.vertex_mask is not None:
+            part.vertex_mask = self.vertex_mask[vertices]
         if self.face_part is not None:
             part.face_part = self.face_part[kept]
         if self.uv_faces is not None:

@@ -15,6 +15,7 @@ Our `.safetensors` file:
   optional
     eyelid_dirs (N,3,2)      metres at 1 = closed; left, right
     face_part (F,) uint8     index into part_names
+    vertex_mask (N,K) uint8  255 where a vertex belongs to the region region_names[k], less at its edge
     uv (U,2), uv_faces (F,3) texture coordinates in [0,1], v upwards, and their triangles
     arkit_expression (52,E), arkit_jaw (52,3), arkit_eyes (52,6), arkit_eyelids (52,2)
                              per unit weight of each unit of `arkit.NAMES`; rotations in radians
@@ -24,8 +25,10 @@ Our `.safetensors` file:
     mediapipe_triangle (L,) int, mediapipe_barycentric (L,3), mediapipe_index (L,) int
                              which of MediaPipe's 478 points; without mediapipe_index 0 ... L-1
   metadata (strings)
-    format = "headwarp-head-1", name, n_shape, n_expression (decimal); part_names and shape_control_names (JSON lists)
+    format = "headwarp-head-1", name, n_shape, n_expression (decimal); part_names, region_names and
+    shape_control_names (JSON lists)
 
+posedirs may have fewer columns, with posedirs_columns (C,) int to say which of the 9(J-1); the others are zero.
 Floating arrays may be float16 or wider on disk; all are float32 in memory. Other metadata (licence, source) is kept.
 Part names in use: `PART_NAMES`.
 
@@ -73,7 +76,7 @@ _FLAME_COLUMNS = (400, 300)
 
 _REQUIRED = ("v_template", "faces", "shapedirs", "posedirs", "J_regressor", "weights", "parents")
 _OPTIONAL = (
-    *("eyelid_dirs", "face_part", "uv", "uv_faces"),
+    *("eyelid_dirs", "face_part", "vertex_mask", "uv", "uv_faces"),
     *("arkit_expression", "arkit_jaw", "arkit_eyes", "arkit_eyelids", "shape_controls"),
     *("static68_triangle", "static68_barycentric", "dynamic_triangle", "dynamic_barycentric"),
     *("mediapipe_triangle", "mediapipe_barycentric", "mediapipe_index"),
@@ -100,6 +103,8 @@ class HeadData:
     eyelid_dirs: Floats | None = None
     face_part: NDArray[np.uint8] | None = None
     part_names: tuple[str, ...] = ()
+    vertex_mask: Floats | None = None
+    region_names: tuple[str, ...] = ()
     uv: Floats | None = None
     uv_faces: Ints | None = None
     arkit_expression: Floats | None = None
@@ -154,6 +159,7 @@ class HeadData:
             "parents": (j,),
             "eyelid_dirs": (n, 3, 2),
             "face_part": (f,),
+            "vertex_mask": (n, len(self.region_names)),
             "uv": (None, 2),
             "uv_faces": (f, 3),
             "arkit_expression": (52, e),
@@ -258,7 +264,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except SafetensorError as error:
         raise ValueError(f"{path} is no readable safetensors file ({error}).") from None
     try:
-        for key in ("part_names", "shape_control_names"):
+        for key in ("part_names", "region_names", "shape_control_names"):
             if key in metadata:
                 arrays[key] = tuple(json.loads(metadata.pop(key)))
         for key in ("n_shape", "n_expression"):
@@ -266,6 +272,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
                 arrays[key] = int(metadata.pop(key))
     except ValueError as error:
         raise ValueError(f"{path}: the metadata '{key}' cannot be read ({error}).") from None
+    if "vertex_mask" in arrays and arrays["vertex_mask"].dtype == np.uint8:
+        arrays["vertex_mask"] = arrays["vertex_mask"].astype(np.float32) / 255
+    if "posedirs_columns" in arrays and "parents" in arrays:
+        packed, columns = arrays["posedirs"], arrays.pop("posedirs_columns")
+        arrays["posedirs"] = np.zeros((*packed.shape[:2], 9 * (len(arrays["parents"]) - 1)), packed.dtype)
+        arrays["posedirs"][..., columns] = packed
     return arrays, metadata
 
 
@@ -281,7 +293,7 @@ def _from_arrays(
     if missing:
         raise ValueError(f"{path} is no head model in FLAME's layout: it lacks {', '.join(missing)}.")
     values: dict[str, Any] = {key: arrays[key] for key in _ARRAYS if key in arrays}
-    for key in ("part_names", "shape_control_names"):
+    for key in ("part_names", "region_names", "shape_control_names"):
         values[key] = tuple(str(name) for name in arrays.get(key, ()))
     parents = np.atleast_2d(np.asarray(values["parents"]))[0].astype(np.int64)  # kintree_table has the ids in row 1
     parents[0] = -1  # FLAME writes the unsigned -1, 4294967295
@@ -408,6 +420,11 @@ def write_safetensors(path: Path | str, head: HeadData, *, half: tuple[str, ...]
             value = value.astype(np.float16)
         elif value.dtype == np.int64:
             value = value.astype(np.int32)
+        if key == "posedirs":
+            arrays["posedirs_columns"] = np.flatnonzero(value.any((0, 1))).astype(np.int32)
+            value = value[..., arrays["posedirs_columns"]]
+        elif key == "vertex_mask":
+            value = np.round(255 * np.clip(value, 0, 1)).astype(np.uint8)
         arrays[key] = np.ascontiguousarray(value)
     metadata = {
         **head.metadata,
@@ -416,6 +433,7 @@ def write_safetensors(path: Path | str, head: HeadData, *, half: tuple[str, ...]
         "n_shape": str(head.n_shape),
         "n_expression": str(head.n_expression),
         "part_names": json.dumps(list(head.part_names)),
+        "region_names": json.dumps(list(head.region_names)),
         "shape_control_names": json.dumps(list(head.shape_control_names)),
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
