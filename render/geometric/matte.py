@@ -28,11 +28,20 @@ class Matte:
     """The split of a picture of H x W pixels."""
 
     alpha: Image
-    """(H, W) in [0, 1]: 1 where the person covers the background."""
+    """(H, W) in [0, 1]: 1 where the person covers the background. 1 everywhere when the segmentation is not trusted."""
+    outline: Image
+    """(H, W) in [0, 1]: the same as far as the segmentation says, trusted or not."""
+    trust: float
+    """[0, 1], see `confidence`."""
     hole: Image
     """(H, W) in [0, 1]: 1 where the background was painted; a margin wider than the person."""
     background: Image
     """(H, W, 3) in [0, 1]; the picture itself where `hole` is 0."""
+
+    @property
+    def moving(self) -> Image:
+        """(H, W) in [0, 1]: what has to move with the person."""
+        return self.hole
 
 
 def split(image: Image, person: Image, face: Image, face_width: float) -> Matte:
@@ -56,8 +65,29 @@ def split(image: Image, person: Image, face: Image, face_width: float) -> Matte:
     distance = ndimage.distance_transform_edt(alpha < 0.03)
     hole = np.clip(1 - (distance - 0.5 * reach) / (0.5 * reach), 0, 1).astype(np.float32)
     background = paint_background(image, hole)
-    alpha = (1 - trust * (1 - alpha)).astype(np.float32)
-    return Matte(alpha, hole, background)
+    outline = alpha.astype(np.float32)
+    alpha = (1 - trust * (1 - outline)).astype(np.float32)
+    return Matte(alpha, outline, trust, hole, background)
+
+
+def at_resolution(split: Matte, fine: Image) -> tuple[Image, Image, float]:
+    """The layers of the picture at its own resolution.
+
+    Args:
+        fine: (h, w, 3) in [0, 1], the picture that was split, at any size of the same shape.
+    Returns:
+        layers (h, w, 4): P and a; background (h, w, 3); output pixels per work pixel.
+    """
+    scale = fine.shape[0] / split.alpha.shape[0]
+    size = (fine.shape[0], fine.shape[1])
+    alpha, hole, background = split.alpha, split.hole, split.background
+    if size != alpha.shape:
+        alpha = membrane.upsample(alpha[..., None], size, scale)[..., 0]
+        hole = membrane.upsample(hole[..., None], size, scale)[..., 0]
+        painted = membrane.upsample(background, size, scale)
+        background = fine + hole[..., None] * (painted - fine)
+    added = fine - (1 - alpha[..., None]) * background
+    return np.dstack([added, alpha]).astype(np.float32), background.astype(np.float32), scale
 
 
 def confidence(person: Image, face: Image) -> float:
