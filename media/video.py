@@ -22,7 +22,7 @@ import av
 import cv2
 import numpy as np
 from av.container import InputContainer
-from av.sidedata.sidedata import Type as SideData
+from av.sidedata.sidedata import SideData
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 
 from .container import audio_stream, open_input, origin, video_stream
@@ -357,8 +357,8 @@ class _Turn:
     def of(cls, frame: av.VideoFrame) -> _Turn:
         """From the display matrix: x' = a x + c y, y' = b x + d y in 16.16 fixed point, stored (a, b, u, c, d, ...).
         Angles other than multiples of 90 degrees, which no camera writes, are rounded to them."""
-        matrix = next((data for data in frame.side_data if data.type == SideData.DISPLAYMATRIX), None)
-        if matrix is None:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if not isinstance(matrix, SideData):
             return cls()
         a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
         if abs(a) >= abs(b):
