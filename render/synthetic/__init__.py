@@ -1,0 +1,17 @@
+"""Synthetic talking heads: random people on a head model, procedural from skin to background, drawn with exact truth.
+
+    from headwarp.render.synthetic import render_head, sample_appearance, sample_identity, sample_motion
+
+    head = load_head()
+    params = sample_motion(seed, frames=100, fps=25, head=head).replace(...)
+    frame = render_head(head, params, camera, sample_appearance(seed, head), size=(512, 512))
+
+The same seed is the same person, light and place, on every machine. No textures or other files are read.
+"""
+
+from __future__ import annotations
+
+from .people import Appearance, sample_appearance, sample_identity
+from .render import CLASSES, Frame, render_head
+
+__all__ = ["CLASSES", "Appearance", "Frame", "render_head", "sample_appearance", "sample_identity"]

@@ -1,0 +1,189 @@
+"""Light: a soft environment with true visibility at the vertices, and a key light with a shadow map.
+
+    environment L(d) on D directions --rasterise from each--> which vertices see it --> irradiance at vertices, occlusion included
+    key light                        --rasterise once-->       exponential shadow map (Annen et al. 2008), blurred, one look-up per pixel
+
+Both are computed for every frame, so that a lowered brow, an open mouth and hair shade what they should.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..rasterize import rasterize
+
+SHARPNESS = 220.0
+"""Of the exponential shadow map, per metre of depth."""
+
+
+@dataclass(frozen=True)
+class Lighting:
+    """The light of a scene. Directions are unit vectors towards the light in the world."""
+
+    key: Tensor
+    """(3,) direction."""
+    key_colour: Tensor
+    """(3,) irradiance of a surface that faces it."""
+    directions: Tensor
+    """(D, 3) of the environment, spread evenly over the sphere."""
+    radiance: Tensor
+    """(D, 3) from each direction."""
+    harmonics: Tensor
+    """(9, 3) irradiance over pi as a polynomial of the normal (see `ambient`)."""
+
+
+def sphere(count: int) -> np.ndarray:
+    """(count, 3) directions spread evenly over the sphere (Fibonacci lattice)."""
+    k = np.arange(count) + 0.5
+    z = 1 - 2 * k / count
+    phi = k * math.pi * (3 - math.sqrt(5))
+    r = np.sqrt(1 - z * z)
+    return np.stack([r * np.cos(phi), z, r * np.sin(phi)], 1)
+
+
+def _basis(directions: Tensor) -> Tensor:
+    """(..., 9) polynomials up to degree 2 of unit vectors (..., 3)."""
+    x, y, z = directions.unbind(-1)
+    return torch.stack([torch.ones_like(x), x, y, z, x * y, y * z, 3 * z * z - 1, x * z, x * x - y * y], -1)
+
+
+def make_lighting(
+    key: np.ndarray,
+    key_colour: np.ndarray,
+    lobes: list[tuple[np.ndarray, float, np.ndarray]],
+    base: np.ndarray,
+    count: int = 40,
+) -> Lighting:
+    """A key light in an environment of soft lobes.
+
+    Args:
+        key: (3,) towards the key light, any length.
+        key_colour: (3,).
+        lobes: (direction (3,), sharpness, colour (3,)): adds colour * exp(sharpness * (cos - 1)).
+        base: (3,) radiance of everything else.
+        count: D.
+    """
+    directions = sphere(count)
+    fine = sphere(2000)
+
+    def radiance(at: np.ndarray) -> np.ndarray:
+        total = np.repeat(base[None], len(at), 0)
+        for direction, sharpness, colour in lobes:
+            cosine = at @ (direction / np.linalg.norm(direction))
+            total = total + np.exp(sharpness * (cosine - 1))[:, None] * colour
+        return total
+
+    normals = sphere(400)
+    irradiance = np.maximum(normals @ fine.T, 0) @ radiance(fine) * (4.0 / len(fine))  # over pi
+    basis = _basis(torch.from_numpy(normals)).numpy()
+    harmonics = np.linalg.lstsq(basis, irradiance, rcond=None)[0]
+    return Lighting(
+        key=torch.from_numpy(key / np.linalg.norm(key)).float(),
+        key_colour=torch.from_numpy(key_colour).float(),
+        directions=torch.from_numpy(directions).float(),
+        radiance=torch.from_numpy(radiance(directions)).float(),
+        harmonics=torch.from_numpy(harmonics).float(),
+    )
+
+
+def ambient(lighting: Lighting, normals: Tensor) -> Tensor:
+    """(P, 3) unoccluded irradiance over pi at unit normals (P, 3); Ramamoorthi and Hanrahan 2001."""
+    return (_basis(normals) @ lighting.harmonics).clamp_min(0.0)
+
+
+def visibility(vertices: Tensor, normals: Tensor, faces: Tensor, lighting: Lighting, resolution: int = 160) -> Tensor:
+    """(V, 3) share of the environment's irradiance that reaches each vertex, per colour.
+
+    Args:
+        vertices: (V, 3) world.
+        normals: (V, 3) unit.
+        faces: (F, 3).
+        resolution: of the picture taken from each direction.
+    """
+    directions = lighting.directions
+    ndc, offset = _orthographic(vertices, directions)
+    depth = rasterize(ndc, faces, (resolution, resolution), cull=False).depth
+    seen = _depth_at(depth, ndc[..., :2])
+    bias = 0.0025 + 0.002 * offset
+    visible = torch.sigmoid((seen + bias - ndc[..., 2]) / (0.25 * bias))  # (D, V)
+    weight = (directions @ normals.mT).clamp_min(0.0)  # (D, V)
+    total = weight.mT @ lighting.radiance
+    return ((weight * visible).mT @ lighting.radiance + 1e-4) / (total + 1e-4)
+
+
+def shadow_map(
+    vertices: Tensor, faces: Tensor, lighting: Lighting, centre: Tensor, radius: float, resolution: int = 512
+) -> ShadowMap:
+    """The key light's view of the scene.
+
+    Args:
+        vertices: (V, 3) world.
+        faces: (F, 3).
+        centre: (3,) middle of the region that gets sharp shadows.
+        radius: of that region, metres.
+    """
+    frame = _frame(lighting.key[None])[0]  # rows: right, up, towards the light
+    view = (vertices - centre) @ frame.mT
+    ndc = torch.stack([view[:, 0] / radius, -view[:, 1] / radius, 1.0 - view[:, 2]], -1)[None]
+    depth = rasterize(ndc, faces, (resolution, resolution), cull=False).depth
+    depth = torch.where(torch.isfinite(depth), depth, torch.full_like(depth, 3.0))
+    occluder = torch.exp(-SHARPNESS * (depth - 1.0).clamp(-0.25, 0.25))
+    # The depth of the nearest surface s enters as exp(-c s): blurring it and multiplying with exp(c d) at depth d is the soft comparison.
+    kernel = torch.ones(1, 1, 1, 7, device=vertices.device) / 7
+    for _ in range(2):
+        occluder = torch.nn.functional.conv2d(occluder[:, None], kernel, padding=(0, 3))[:, 0]
+        occluder = torch.nn.functional.conv2d(occluder[:, None], kernel.mT, padding=(3, 0))[:, 0]
+    return ShadowMap(occluder, frame, centre, radius)
+
+
+@dataclass(frozen=True)
+class ShadowMap:
+    """The blurred exponential depth that the key light sees."""
+
+    occluder: Tensor
+    """(1, S, S) exp(-c depth), blurred."""
+    frame: Tensor
+    """(3, 3) rows right, up, towards the light."""
+    centre: Tensor
+    radius: float
+
+    def light(self, points: Tensor, bias: float = 0.004) -> Tensor:
+        """(P,) share of the key light that reaches world points (P, 3), 0 to 1."""
+        view = (points - self.centre) @ self.frame.mT
+        grid = torch.stack([view[:, 0] / self.radius, -view[:, 1] / self.radius], -1)
+        stored = torch.nn.functional.grid_sample(
+            self.occluder[None], grid[None, None], align_corners=False, padding_mode="border"
+        )[0, 0, 0]
+        depth = (-view[:, 2] - bias).clamp(-0.25, 0.25)
+        # stored * exp(c depth) is 1 in the light and grows behind occluders.
+        return (1.0 / (stored * torch.exp(SHARPNESS * depth)).clamp_min(1e-6)).clamp(0.0, 1.0)
+
+
+def _frame(towards: Tensor) -> Tensor:
+    """(D, 3, 3) rows right, up and `towards` (D, 3)."""
+    helper = torch.where(
+        towards[:, 1:2].abs() < 0.9, towards.new_tensor([[0.0, 1.0, 0.0]]), towards.new_tensor([[1.0, 0.0, 0.0]])
+    )
+    right = torch.linalg.cross(helper, towards)
+    right = right / right.norm(dim=-1, keepdim=True)
+    return torch.stack([right, torch.linalg.cross(towards, right), towards], 1)
+
+
+def _orthographic(vertices: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """NDC and depth (D, V, 3) of vertices seen from each direction, scaled to fit; and metres per half picture (D, 1)."""
+    frame = _frame(directions)
+    view = torch.einsum("dij,vj->dvi", frame, vertices - vertices.mean(0))
+    reach = view[..., :2].abs().amax((1, 2))[:, None] * 1.02
+    return torch.stack([view[..., 0] / reach, -view[..., 1] / reach, 2.0 - view[..., 2]], -1), reach
+
+
+def _depth_at(depth: Tensor, ndc: Tensor) -> Tensor:
+    """(D, V) depth images (D, S, S) at positions (D, V, 2), nearest pixel."""
+    size = depth.shape[-1]
+    pixel = ((ndc + 1) * (0.5 * size)).long().clamp(0, size - 1)
+    return depth.flatten(1).gather(1, pixel[..., 1] * size + pixel[..., 0])
