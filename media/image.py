@@ -121,7 +121,8 @@ def _load(path: str | Path, max_side: int | None) -> Image.Image:
     if fault := read_error(path):
         raise fault
     try:
-        with _open(path) as image:
+        with warnings.catch_warnings(), _open(path) as image:
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata are of no use here
             orientation, profile = _orientation(image), image.info.get("icc_profile")
             shrink = min(1.0, max_side / max(image.size)) if max_side else 1.0
             target = (max(1, round(image.width * shrink)), max(1, round(image.height * shrink)))
@@ -145,8 +146,7 @@ def _load(path: str | Path, max_side: int | None) -> Image.Image:
 
 def _open(path: Path) -> Image.Image:
     # Pillow's own bomb guard is a module variable, warns from 89 and refuses from 179 megapixels. Ours replaces it.
-    with _bomb_guard, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata are of no use here
+    with _bomb_guard:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             image = Image.open(path)
