@@ -11,9 +11,10 @@ show the face and then kept, so that a clip is solved in one pass and the parame
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,22 @@ from numpy.typing import NDArray
 from ..geom.camera import Camera
 from ..geom.head import HeadModel, load_head
 from ..geom.track import FaceTrack
+from ..media.errors import InputError
+from ..media.files import IMAGE_SUFFIXES
+from ..media.image import load_image
+from ..media.video import Frame, VideoReader
 from ..third_party.mediapipe import Picture
-from .faces import Face, check_picture, largest_face
+from .faces import Face, FaceTracker, NoFaceError, check_picture, largest_face
 from .solve import Identity, Solver, State, View
+
+Progress = Callable[[int, int | None], None]
+"""Called with the frames done and the frames there are (None when unknown)."""
+
+SETTLE_FRAMES = 60
+"""Frames with a face after which a video's identity is settled."""
+_SETTLED_ON = 16  # of these, the most different ones are solved together
+_CHUNK = 64
+_LOOKAHEAD = 12  # later frames that are solved along, so that a chunk's last frames know what follows
 
 
 @cache
@@ -61,6 +75,14 @@ def fit_image(
     seen = Observations.of([face])
     view, state, person = settle(solver, seen, offsets=False)
     return _track(solver, seen, view, state, person, np.zeros(1), 25.0, image.shape[:2])
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One frame as the tracker saw it."""
+
+    face: Face | None
+    time: float
 
 
 @dataclass
@@ -105,6 +127,233 @@ class Observations:
         return Observations(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
+class VideoFitter:
+    """Fits a video as its frames come, in memory that does not grow with the length.
+
+        fitter = VideoFitter(fps=25)
+        for frame in reader:
+            for piece in fitter.push(frame.image, frame.time):
+                ...                      # FaceTracks of consecutive frames
+        for piece in fitter.finish(): ...
+
+    Frames without a face (hidden, turned away) are carried over by the temporal term and have confidence 0.
+
+    Args:
+        head: model, or its name or path.
+        fps: nominal frames per second, for the temporal term and the track.
+        index, point: which face to follow, see `FaceTracker`.
+        smooth: strength of the temporal term; 0 = frames are independent.
+        name: how to call the video in error messages.
+    """
+
+    def __init__(
+        self,
+        *,
+        head: HeadModel | str = "open",
+        fps: float = 25.0,
+        index: int = 0,
+        point: tuple[float, float] | None = None,
+        smooth: float = 1.0,
+        name: str = "the video",
+    ) -> None:
+        self.solver = _solver(head)
+        self.tracker = FaceTracker(index=index, point=point)
+        self.fps, self.smooth, self.name = fps, smooth, name
+        self._size: tuple[int, int] | None = None
+        self._waiting: list[Observation] = []
+        self._settled: tuple[View, Identity] | None = None
+        self._last: State | None = None
+        self._seen = 0
+
+    def push(self, image: Picture, time: float) -> Iterator[FaceTrack]:
+        """Take the next frame; yields what is ready.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, all of one size.
+            time: seconds, increasing.
+        """
+        check_picture(image, f"VideoFitter.push: a frame of {self.name}")
+        size = (image.shape[0], image.shape[1])
+        if self._size is not None and size != self._size:
+            raise InputError(f"The frames of {self.name} change size, from {self._size} to {size} (height, width).")
+        self._size = size
+        face = self.tracker.track(image)
+        self._seen += face is not None
+        self._waiting.append(Observation(face, time))
+        if self._settled is None and self._seen >= SETTLE_FRAMES:
+            self._settle()
+        while self._settled is not None and len(self._waiting) >= _CHUNK + _LOOKAHEAD:
+            yield self._solve(_CHUNK)
+
+    def finish(self) -> Iterator[FaceTrack]:
+        """The rest, after the last frame.
+
+        Raises:
+            NoFaceError: when no frame had a face. InputError: when there was no frame.
+        """
+        if self._size is None:
+            raise InputError(f"There are no frames in {self.name}.")
+        if self._seen == 0:
+            raise NoFaceError(
+                f"No face found in any frame of {self.name}. A human face is needed that is not turned away."
+            )
+        if self._settled is None:
+            self._settle()
+        while self._waiting:
+            yield self._solve(min(_CHUNK, len(self._waiting)))
+
+    def run(self, frames: Iterable[Frame]) -> Iterator[FaceTrack]:
+        """All pieces of a video."""
+        for frame in frames:
+            yield from self.push(frame.image, frame.time)
+        yield from self.finish()
+
+    def _settle(self) -> None:
+        seen = Observations.of([o.face for o in self._waiting if o.face])
+        view, _, person = settle(self.solver, seen[_most_different(seen, _SETTLED_ON)], offsets=True)
+        self._settled = view, person
+
+    def _solve(self, count: int) -> FaceTrack:
+        """Solve the next `count` frames, and some more to look ahead, and hand out the former."""
+        assert self._settled is not None
+        assert self._size is not None
+        view, person = self._settled
+        ahead = self._waiting[: count + _LOOKAHEAD]
+        seen = Observations.of([o.face for o in ahead], self._last_seen)
+        _, state = self.solver.start(seen.landmarks, view)
+        state.expression[:] = self.solver.expression_of(seen.units)
+        solve = self.solver.solve
+        state, _ = solve(seen.landmarks, seen.units, view, state, person, pose_only=True, iterations=2)
+        state, _ = solve(
+            seen.landmarks,
+            seen.units,
+            view,
+            state,
+            person,
+            confidence=seen.confidence,
+            before=self._last,
+            smooth=self.smooth * self.fps / 25,
+            iterations=5,
+        )
+        self._last = state[count - 1 : count]
+        self._last_seen = seen[count - 1 : count]
+        times = np.array([o.time for o in ahead[:count]])
+        self._waiting = self._waiting[count:]
+        return _track(self.solver, seen[:count], view, state[:count], person, times, self.fps, self._size)
+
+    _last_seen: Observations | None = None
+
+
+class LiveFitter:
+    """Fits a live picture, frame by frame, without looking ahead: about 10 ms per frame.
+
+    The identity is a first guess from the first face and settled once `SETTLE_FRAMES` frames have been seen.
+
+    Args: see `VideoFitter`.
+    """
+
+    def __init__(
+        self,
+        *,
+        head: HeadModel | str = "open",
+        fps: float = 25.0,
+        index: int = 0,
+        point: tuple[float, float] | None = None,
+        smooth: float = 1.0,
+    ) -> None:
+        self.solver = _solver(head)
+        self.tracker = FaceTracker(index=index, point=point)
+        self.fps, self.smooth = fps, smooth
+        self._faces: list[Face] = []
+        self._settled: tuple[View, Identity] | None = None
+        self._last: State | None = None
+        self._last_seen: Observations | None = None
+
+    def update(self, image: Picture, time: float = 0.0) -> FaceTrack | None:
+        """The fit of the newest frame: a track of one frame; None as long as no face has been seen.
+
+        While the face is lost the last fit is held with confidence 0.
+        """
+        face = self.tracker.track(image)
+        if face is None and self._last is None:
+            return None
+        seen = Observations.of([face], self._last_seen)
+        if self._settled is None:
+            view, self._last, person = settle(self.solver, seen, offsets=False)
+            self._settled = view, person
+        elif face:
+            view, person = self._settled
+            assert self._last is not None
+            smooth = self.smooth * self.fps / 25
+            last, units, landmarks = self._last, seen.units, seen.landmarks
+            self._last, _ = self.solver.solve(
+                landmarks, units, view, last, person, before=last, smooth=smooth, iterations=3
+            )
+        if face and len(self._faces) < SETTLE_FRAMES:
+            self._faces.append(face)
+            if len(self._faces) == SETTLE_FRAMES:
+                chosen = Observations.of(self._faces)
+                chosen = chosen[_most_different(chosen, _SETTLED_ON)]
+                view, _, person = settle(self.solver, chosen, offsets=True)
+                self._settled = view, person
+        view, person = self._settled
+        assert self._last is not None
+        self._last_seen = seen
+        return _track(self.solver, seen, view, self._last, person, np.array([time]), self.fps, image.shape[:2])
+
+
+def fit_video(
+    video: Path | str | VideoReader,
+    *,
+    head: HeadModel | str = "open",
+    index: int = 0,
+    point: tuple[float, float] | None = None,
+    smooth: float = 1.0,
+    progress: Progress | None = None,
+) -> FaceTrack:
+    """Fit the head to one person of a video (or a folder of frames).
+
+    Args:
+        video: path, or a reader (for a frame rate or a size of your choice).
+        head, index, point, smooth: see `VideoFitter`.
+        progress: called after every frame.
+    Raises:
+        InputError: the file cannot be read or has no frames. NoFaceError: no face in it.
+    """
+    reader = video if isinstance(video, VideoReader) else VideoReader(video)
+    fitter = VideoFitter(
+        head=head, fps=float(reader.fps), index=index, point=point, smooth=smooth, name=reader.path.name
+    )
+    total = reader.info.frame_count or None
+
+    def counted() -> Iterator[Frame]:
+        for frame in reader:
+            yield frame
+            if progress:
+                progress(frame.index + 1, total)
+
+    return FaceTrack.cat(fitter.run(counted()))
+
+
+def fit(
+    source: Path | str | Picture, *, head: HeadModel | str = "open", index: int = 0, progress: Progress | None = None
+) -> FaceTrack:
+    """Fit the head to a picture (array or file) or a video (file, or folder of frames).
+
+    Args:
+        source: (H, W, 3) uint8 RGB, or a path.
+        head: "open", "flame", or a head file.
+        index: which face: 0 = the largest (of the first frame with faces).
+        progress: called after every frame of a video.
+    """
+    if not isinstance(source, str | Path):
+        return fit_image(source, head=head, index=index)
+    path = Path(source)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return fit_image(load_image(path), head=head, index=index, name=path.name)
+    return fit_video(path, head=head, index=index, progress=progress)
+
+
 def settle(solver: Solver, seen: Observations, *, offsets: bool) -> tuple[View, State, Identity]:
     """Camera, identity and the states of some frames of one person that all show the face.
 
@@ -121,6 +370,19 @@ def settle(solver: Solver, seen: Observations, *, offsets: bool) -> tuple[View, 
         person = solver.personal_offsets(seen.landmarks, view, state, person)
         state, person = solver.solve(seen.landmarks, seen.units, view, state, person, iterations=4)
     return view, state, person
+
+
+def _most_different(seen: Observations, count: int) -> NDArray[np.int64]:
+    """Up to `count` frames that differ most in pose and expression, in order, the first one among them."""
+    points = seen.landmarks[:, :468, :2].astype(np.float64)
+    points = points - points.mean(1, keepdims=True)
+    looks = (points / np.sqrt(np.square(points).sum((1, 2), keepdims=True))).reshape(len(seen), -1)
+    chosen = [0]
+    nearest = np.square(looks - looks[0]).sum(1)
+    while len(chosen) < min(count, len(seen)):
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.square(looks - looks[chosen[-1]]).sum(1))
+    return np.array(sorted(set(chosen)))
 
 
 def _solver(head: HeadModel | str) -> Solver:

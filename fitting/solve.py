@@ -337,12 +337,17 @@ class Solver:
         """(T, L, 2) pixels of the model's landmarks."""
         return self._project(view, state, person, False, True)[0]
 
+    def expression_of(self, units: NDArray[Any]) -> Array:
+        """Expression unknowns (T, K) that ARKit face units (T, 52) ask for; zeros for heads without an ARKit map."""
+        if not len(self.unit_index):
+            return np.zeros((len(units), len(self.rows)))
+        return np.clip(np.asarray(units, np.float64)[:, self.unit_index], 0, 1)
+
     def _prior_means(self, units: Array) -> tuple[Array, Array]:
         """Expression (T, K) and eyelids (T, 2) that the face units ask for."""
-        mean = units[:, self.unit_index] if len(self.unit_index) else np.zeros((len(units), len(self.rows)))
         blink = units[:, [arkit.INDEX["eyeBlinkLeft"], arkit.INDEX["eyeBlinkRight"]]]
         # the model reads .05 ... .15 off open eyes and seldom more than .7 off closed ones
-        return np.clip(mean, 0, 1), np.clip((blink - 0.1) / 0.55, 0, 1)
+        return self.expression_of(units), np.clip((blink - 0.1) / 0.55, 0, 1)
 
     def _landmark_weights(self, state: State, residual: Array, unit_px: Array, confidence: Array) -> Array:
         """(T, L) inverse variances in 1/px^2."""
@@ -609,14 +614,15 @@ class Solver:
         model = self.points(view, state, person)[:, self._corner_rows]  # (T, 4, 2)
         error = (corners - model).reshape(-1, 2, 2, 2).mean(2)  # (T, eye, 2)
         pixel = irises - error - np.array(view.principal)
-        # the iris lies on the front of the ball; one radius towards the viewer is near enough for its depth
-        depth = -centre[..., 2:] - 0.9 * self.eye_radius
-        place = np.concatenate([pixel[..., :1], -pixel[..., 1:]], -1) * depth / view.focal
-        across = (place - centre[..., :2] * depth / -centre[..., 2:]) / self.eye_radius
-        length = np.linalg.norm(across, axis=-1, keepdims=True)
-        across *= np.minimum(1, 0.9 / np.maximum(length, 1e-9))
-        towards = np.sqrt(1 - np.square(across).sum(-1, keepdims=True))
-        # the viewer is not exactly along +z: the ball's front lies towards the camera
+        # where the ray meets the ball: its depth depends on the place, which depends on the depth; three rounds settle
+        towards = np.ones_like(centre[..., 2:])
+        for _ in range(3):
+            depth = -centre[..., 2:] - self.eye_radius * towards
+            place = np.concatenate([pixel[..., :1], -pixel[..., 1:]], -1) * depth / view.focal
+            across = (place - centre[..., :2]) / self.eye_radius
+            length = np.linalg.norm(across, axis=-1, keepdims=True)
+            across *= np.minimum(1, 0.9 / np.maximum(length, 1e-9))
+            towards = np.sqrt(1 - np.square(across).sum(-1, keepdims=True))
         direction = np.concatenate([across, towards], -1)
         local = direction @ state.rotation  # R^T d
         # the nearer eye of a turned head is seen better: weight by how far the head turns, left eye first
