@@ -45,7 +45,6 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,7 +142,7 @@ class HeadData:
             value = getattr(self, key)
             if value is not None:
                 digest.update(f"{key} {value.shape}".encode())
-                digest.update(value)
+                digest.update(value + 0)  # makes -0.0 into 0.0; packed files do not keep the sign of zeros
         return digest.hexdigest()
 
     def _check(self) -> None:
@@ -274,10 +273,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ValueError(f"{path}: the metadata '{key}' cannot be read ({error}).") from None
     if "vertex_mask" in arrays and arrays["vertex_mask"].dtype == np.uint8:
         arrays["vertex_mask"] = arrays["vertex_mask"].astype(np.float32) / 255
-    if "posedirs_columns" in arrays and "parents" in arrays:
+    if {"posedirs", "posedirs_columns", "parents"} <= arrays.keys():
         packed, columns = arrays["posedirs"], arrays.pop("posedirs_columns")
-        arrays["posedirs"] = np.zeros((*packed.shape[:2], 9 * (len(arrays["parents"]) - 1)), packed.dtype)
-        arrays["posedirs"][..., columns] = packed
+        full = np.zeros((*packed.shape[:2], 9 * (len(arrays["parents"]) - 1)), packed.dtype)
+        try:
+            full[..., columns] = packed
+        except (IndexError, ValueError) as error:
+            raise ValueError(f"{path}: posedirs and posedirs_columns do not fit ({error}).") from None
+        arrays["posedirs"] = full
     return arrays, metadata
 
 
@@ -407,8 +410,7 @@ def write_safetensors(path: Path | str, head: HeadData, *, half: tuple[str, ...]
     """Write a head file (atomically; the same head gives the same bytes).
 
     Args:
-        half: floating arrays stored as float16 (about 4 micrometres of rounding per unit coefficient in metres-sized
-        shapedirs).
+        half: floating arrays stored as float16; rounds the open head's shapedirs by at most 4 micrometres.
     """
     path = Path(path)
     arrays: dict[str, NDArray[Any]] = {}
@@ -445,15 +447,10 @@ def write_safetensors(path: Path | str, head: HeadData, *, half: tuple[str, ...]
 
 
 def _sorted_header(blob: bytes) -> bytes:
-    """The same safetensors bytes with the metadata sorted: the library writes it in the order of a hash map, new in
-    every run."""
+    """The same safetensors bytes with a sorted header; the library orders the metadata anew in every run."""
     length = int.from_bytes(blob[:8], "little")
-    header: Mapping[str, Any] = json.loads(blob[8 : 8 + length])
-    text = json.dumps(
-        {key: header[key] for key in sorted(header, key=lambda k: (k != "__metadata__", k))}, separators=(",", ":")
-    )
-    ordered = json.loads(text)
-    ordered["__metadata__"] = dict(sorted(ordered["__metadata__"].items()))
+    header: dict[str, Any] = json.loads(blob[8 : 8 + length])
+    ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **dict(sorted(header.items()))}
     encoded = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % 8)
     return len(encoded).to_bytes(8, "little") + encoded + blob[8 + length :]

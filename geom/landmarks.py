@@ -63,8 +63,9 @@ class Embedding(nn.Module):
 class Contour(nn.Module):
     """The 17 points of the visible face contour for a turned head.
 
-    Row r < 40 of the tables is for a yaw of r degrees (face to the person's left), row 39 + r for -r degrees; beyond 39
-    degrees the last row holds. Rows are chosen by rounding, so there is no gradient through the choice.
+    Row r < 40 of the tables is for a yaw of r degrees (face to the person's left), row 39 + r for -r degrees; beyond
+    39 degrees the last row holds. Yaw here is DECA's, the angle between the head's x axis and the picture plane. Rows
+    are chosen by rounding, so there is no gradient through the choice.
 
     Buffers: triangle (79, 17), barycentric (79, 17, 3), corners (79, 17, 3) vertex ids.
     """
