@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from collections import OrderedDict
@@ -327,3 +328,13 @@ def test_the_package_needs_no_chumpy():
     for file in root.glob("*/**/*.py"):
         if not {".venv", "tests", ".names"} & set(file.relative_to(root).parts):
             assert "import chumpy" not in file.read_text()
+
+
+def test_program_inside_a_torch_storage(tmp_path):
+    """A tensor's storage is a file of torch's inside the pickle; it must not get around the reader."""
+    proof = tmp_path / "ran"
+    buffer = io.BytesIO()
+    torch.save(Call(os.system, marker(proof)), buffer, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="no readable head-model pickle"):
+        read_pickle(dump(tmp_path / "bad.pkl", Call(torch.storage._load_from_bytes, buffer.getvalue())))
+    assert not proof.exists()
