@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 _pool: ThreadPoolExecutor | None = None
@@ -57,3 +58,10 @@ def _executor() -> ThreadPoolExecutor:
             _pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="headwarp")
             _pool_owner = os.getpid()
         return _pool
+
+
+def bands(batch: int, rows: int, threads: int) -> list[tuple[int, int, int]]:
+    """Cuts a batch of pictures into pieces (item, first row, row after the last), a few per thread to even them out."""
+    parts = 1 if threads == 1 else min(max(-(-4 * threads // max(batch, 1)), 1), rows)
+    edges = [rows * k // parts for k in range(parts + 1)]
+    return [(b, top, bottom) for b in range(batch) for top, bottom in pairwise(edges)]

@@ -49,4 +49,4 @@ def interpolate(
 
 def _centres(length: int, like: Tensor) -> Tensor:
     """NDC of pixel centres (length,)."""
-    return (torch.arange(length, dtype=like.dtype, device=like.device) * 2 + 1) / length - 1
+    return (torch.arange(length, dtype=like.dtype, device=like.device) * 2 + 1) * (1 / length) - 1

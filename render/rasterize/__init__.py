@@ -76,7 +76,7 @@ def check_mesh(owner: str, vertices: Tensor, faces: Tensor) -> None:
     """Raises ValueError unless `vertices` is (B, V, 3) floats and `faces` (F, 3) integers on the same device."""
     if vertices.ndim != 3 or vertices.shape[-1] != 3 or not vertices.is_floating_point():
         raise ValueError(
-            f"{owner}: vertices must be (B, V, 3) floats in NDC with depth, got {tuple(vertices.shape)} {vertices.dtype}."
+            f"{owner}: vertices must be (B, V, 3) floats, NDC and depth, got {tuple(vertices.shape)} {vertices.dtype}."
         )
     if faces.ndim != 2 or faces.shape[-1] != 3 or faces.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"{owner}: faces must be (F, 3) int32 or int64, got {tuple(faces.shape)} {faces.dtype}.")
