@@ -68,7 +68,7 @@ class Anatomy:
     tree: cKDTree
     """Over `vertices[skin_vertices]`."""
     rims: dict[str, np.ndarray]
-    """Lid rims in order from the inner to the outer corner: "left_upper", "left_lower", "right_upper", "right_lower"."""
+    """Front edges of the lids in order from the inner to the outer corner: "left_upper", "left_lower", "right_upper", "right_lower"."""
     mouth_rim: np.ndarray
     """Vertices shared by the face and the inside of the mouth."""
 
@@ -175,7 +175,8 @@ def measure(head: HeadModel) -> Anatomy:
         cut = (outer - inner) % len(ring)
         one, two = ring[: cut + 1], np.concatenate([ring[:1], ring[: cut - 1 : -1]])
         upper, lower = (one, two) if vertices[one, 1].mean() > vertices[two, 1].mean() else (two, one)
-        rims[f"{side}_upper"], rims[f"{side}_lower"] = upper, lower
+        rims[f"{side}_upper"] = _lid_edge(upper, 1.0, vertices, faces[skin_faces])
+        rims[f"{side}_lower"] = _lid_edge(lower, -1.0, vertices, faces[skin_faces])
     return Anatomy(
         vertices=vertices,
         local=(vertices - origin) / scale,
@@ -201,6 +202,25 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     for k in range(3):
         np.add.at(normals, faces[:, k], face)
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+
+
+def _lid_edge(rim: np.ndarray, sign: float, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """For each vertex where lid and socket meet, the vertex where the lid's margin turns into its front, up to four rings further out.
+
+    Args:
+        rim: (R,) vertices in order.
+        sign: 1 for an upper lid, -1 for a lower one.
+        faces: (F, 3) of the skin.
+    """
+    near = rim
+    for _ in range(4):
+        near = np.union1d(near, faces[np.isin(faces, near).any(1)])
+    beside = np.abs(vertices[near, 0][None] - vertices[rim, 0][:, None])
+    apart = np.abs(vertices[near, 1][None] - vertices[rim, 1][:, None])
+    # The edge is furthest forward and furthest into the opening.
+    score = vertices[near, 2] - sign * vertices[near, 1] - 2.5 * beside - 4.0 * np.maximum(apart - 0.0018, 0)
+    edge = near[score.argmax(1)]
+    return edge[np.sort(np.unique(edge, return_index=True)[1])]
 
 
 def _loop(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:

@@ -52,7 +52,7 @@ def paint_backdrop(rng: np.random.Generator, size: int = 192) -> Tensor:
 
 def _muted(rng: np.random.Generator) -> np.ndarray:
     """A colour that walls and furniture have: any hue, low saturation."""
-    value, saturation, hue = rng.uniform(0.25, 0.85), rng.beta(1.4, 4) * 0.8, rng.uniform(0, 6.283)
+    value, saturation, hue = rng.uniform(0.25, 0.85), rng.beta(1.4, 5) * 0.7, rng.uniform(0, 6.283)
     shift = np.cos(hue - np.array([0.0, 2.094, 4.189]))
     return to_linear(np.clip(value * (1 + 0.5 * saturation * shift), 0, 1))
 

@@ -104,7 +104,7 @@ def brows(shape: BrowShape, colouring: Colouring, anatomy: Anatomy, rng: np.rand
     # Sparse at the head, dense in the body, fading at the tail; denser in the middle of its height.
     profile = np.interp(along, [-0.05, 0.0, 0.15, 0.35, 0.85, 1.0, 1.03], [0, 0.35, 0.8, 1, 1, 0.6, 0])
     keep = rng.random(len(local)) < profile * np.clip(1.25 - np.abs(across + ragged) ** 2.5, 0, 1)
-    keep = np.flatnonzero(keep & (np.abs(across) < 1.25))[: int(640 * shape.density)]
+    keep = np.flatnonzero(keep & (np.abs(across) < 1.25))[: int(620 * shape.density)]
     triangle, root, local, along, across = triangle[keep], root[keep], local[keep], along[keep], across[keep]
     normal, up, side = _tangent_frame(anatomy, triangle, root)
     outwards = side * np.sign(local[:, :1])
@@ -120,7 +120,7 @@ def brows(shape: BrowShape, colouring: Colouring, anatomy: Anatomy, rng: np.rand
         rng.normal(0, 0.18, len(keep))
     )
     points = _lay(root, normal, direction, bend, length, np.full(len(keep), 0.0009), 4, anatomy.scale)
-    width = 0.00034 * np.array([0.9, 1.0, 0.75, 0.25]) * np.exp(rng.normal(0, 0.2, (len(keep), 1)))
+    width = 0.00026 * np.array([0.9, 1.0, 0.75, 0.25]) * np.exp(rng.normal(0, 0.2, (len(keep), 1)))
     colour = colouring.brows * np.exp(rng.normal(0, 0.18, (len(keep), 1)))
     return _pack(anatomy, triangle, points, width, colour, normal)
 
@@ -144,15 +144,8 @@ def lashes(length: float, colouring: Colouring, anatomy: Anatomy, rng: np.random
         index = np.clip(np.searchsorted(reach, place) - 1, 0, len(rim) - 2)
         weight = ((place - reach[index]) / (reach[index + 1] - reach[index]))[:, None]
         root = line[index] * (1 - weight) + line[index + 1] * weight
-        # The skin triangle on the rim's edge carries the lash.
-        carrier = np.empty(len(rim) - 1, np.int64)
-        for k in range(len(rim) - 1):
-            on_edge = np.isin(anatomy.faces[skin], rim[k : k + 2]).sum(1) == 2
-            carrier[k] = (
-                skin[np.flatnonzero(on_edge)[0]]
-                if on_edge.any()
-                else skin[np.flatnonzero(np.isin(anatomy.faces[skin], rim[k]).any(1))[0]]
-            )
+        # The skin triangle at the edge's vertex carries the lash.
+        carrier = np.array([skin[np.flatnonzero((anatomy.faces[skin] == vertex).any(1))[0]] for vertex in rim])
         triangle = carrier[index]
         eye = anatomy.to_template(np.array([sign * EYE_DISTANCE / 2, 0.0, 0.0]))
         outward = root - eye
@@ -161,14 +154,14 @@ def lashes(length: float, colouring: Colouring, anatomy: Anatomy, rng: np.random
         up = np.array([0.0, vertical, 0.0])
         fan = sign * (at - 0.42)[:, None] * np.array([1.0, 0.0, 0.0])
         direction = 0.9 * outward + (0.05 if upper else 0.25) * up + 0.65 * fan + rng.normal(0, 0.06, (count, 3))
-        bend = (1.25 if upper else 0.35) * up + 0.3 * fan
+        bend = (0.95 if upper else 0.3) * up + 0.3 * fan
         profile = np.interp(at, [0, 0.15, 0.6, 0.9, 1], [0.45, 0.7, 1.0, 0.95, 0.6])
         extent = (length if upper else 0.5 * length) * profile * np.exp(rng.normal(0, 0.12, count))
         # Lashes stick together in small tufts.
         tuft = np.round(at * 24) / 24
-        direction += 0.8 * sign * (tuft - at)[:, None] * 6 * np.array([1.0, 0.0, 0.0])
+        direction += 5.0 * sign * (tuft - at)[:, None] * np.array([1.0, 0.0, 0.0])
         points = _lay(root, outward, direction, bend, extent, np.zeros(count), 4, anatomy.scale)
-        width = (0.00030 if upper else 0.00020) * np.array([1.0, 0.85, 0.6, 0.15]) * np.ones((count, 1))
+        width = (0.00019 if upper else 0.00013) * np.array([1.0, 0.85, 0.6, 0.15]) * np.ones((count, 1))
         dark = np.minimum(colouring.brows * 0.35, 0.05)
         parts.append(_pack(anatomy, triangle, points, width, np.repeat(dark[None], count, 0), outward))
     return concatenate(parts)

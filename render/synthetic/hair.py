@@ -63,13 +63,13 @@ STYLES = {
     "parted": HairStyle(10000, 9, 0.085, 0.022, 0.00070, 0.022, 0.45, "part", forward=-0.35, stray=0.12, clump=0.4),
     "slick": HairStyle(9000, 9, 0.095, 0.04, 0.00070, 0.009, 0.15, "back", stray=0.06, clump=0.25),
     "bob": HairStyle(
-        8500, 14, 0.235, 0.17, 0.00085, 0.026, 0.35, "part", forward=-0.25, gravity=0.5, stray=0.1, clump=0.3
+        12000, 14, 0.225, 0.165, 0.00060, 0.024, 0.35, "part", forward=-0.5, gravity=0.5, stray=0.05, clump=0.3
     ),
     "long": HairStyle(
-        9000, 18, 0.36, 0.30, 0.00095, 0.028, 0.35, "part", forward=-0.3, gravity=0.5, stray=0.1, clump=0.35
+        12000, 18, 0.30, 0.25, 0.00062, 0.026, 0.35, "part", forward=-0.5, gravity=0.5, stray=0.05, clump=0.35
     ),
     "bun": HairStyle(9000, 10, 0.16, 0.15, 0.00075, 0.010, 0.15, "back", stray=0.05, clump=0.2, tied=True),
-    "curly": HairStyle(9000, 12, 0.075, 0.045, 0.00075, 0.038, 0.8, "whorl", curl=0.006, stray=0.35, clump=0.8),
+    "curly": HairStyle(10000, 12, 0.075, 0.045, 0.00085, 0.032, 0.7, "whorl", curl=0.0055, stray=0.2, clump=0.85),
     "afro": HairStyle(
         13000, 9, 0.07, 0.05, 0.00070, 0.055, 1.0, "radial", gravity=0.0, curl=0.0035, stray=0.35, clump=0.5
     ),
@@ -193,7 +193,8 @@ def grow(style: HairStyle, anatomy: Anatomy, rng: np.random.Generator) -> tuple[
         above, skin_normal = anatomy.clearance(anatomy.to_template(ahead))
         above = above / anatomy.scale
         floor = height * min(1.0, 1.6 * t) if style.flow != "radial" else np.full(count, 0.001)
-        push = np.maximum(floor - above, 0)
+        # Below the chin hair hangs free; what enters the shoulders is hidden by them.
+        push = np.maximum(floor - above, 0) * (ahead[:, 1] > -0.115)
         ahead = ahead + skin_normal * push[:, None]
         line[:, k] = _off_the_face(ahead, local, style)
     if style.curl > 0:
@@ -214,12 +215,16 @@ def grow(style: HairStyle, anatomy: Anatomy, rng: np.random.Generator) -> tuple[
 
 
 def _off_the_face(points: np.ndarray, root: np.ndarray, style: HairStyle) -> np.ndarray:
-    """Keeps long hair beside the face: a curtain at each temple that a strand may not cross inwards."""
+    """Keeps long hair beside the face: a curtain at each temple that a strand may not cross inwards, and over the ears."""
     if style.top < 0.12 or style.tied:
         return points
     side = np.where(np.abs(points[:, 0]) > 0.004, np.sign(points[:, 0]), np.sign(root[:, 0]))
-    inside = _smooth(points[:, 2], -0.035, 0.0) * _smooth(0.075 - points[:, 1], 0.0, 0.05)
-    least = 0.066 * inside
+    ear = (
+        _smooth(points[:, 2], -0.115, -0.10) * _smooth(-points[:, 2], 0.05, 0.06) * _smooth(points[:, 1], -0.07, -0.05)
+    )
+    ear *= _smooth(-points[:, 1], -0.03, -0.01)
+    inside = _smooth(points[:, 2], -0.04, -0.01) * _smooth(0.068 - points[:, 1], 0.0, 0.022)
+    least = np.maximum(0.066 * inside, 0.091 * ear)
     out = points.copy()
     out[:, 0] = side * np.maximum(np.abs(points[:, 0]), least)
     out[:, 2] = np.where(points[:, 1] < 0.03, np.minimum(points[:, 2], 0.004), points[:, 2])
@@ -319,12 +324,16 @@ def _thinned(style: HairStyle, detail: float) -> HairStyle:
 
 
 def hair_colours(colouring: Colouring, roots: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(K, 3) colours of single strands: pigment varies in locks and between hairs, and grey hairs are grey one by one."""
+    """(K, 3) colours of single strands: pigment varies in locks and between hairs, and grey spreads unevenly."""
     count = len(roots)
     pure = HAIR[colouring.hair_name]
     lock = noise.fractal(roots, 60, 2, seed=int(rng.integers(1 << 20))) / 0.17
     vary = np.exp(0.14 * lock + rng.normal(0, 0.16, count))[:, None]
     warm = 1 + np.array([0.06, 0.0, -0.06]) * rng.normal(0, 1, (count, 1))
     pigment = pure * vary * warm
-    grey = rng.random(count) < colouring.grey * (1 + 0.3 * lock)
-    return np.where(grey[:, None], GREY_HAIR * np.exp(rng.normal(0, 0.1, (count, 1))), pigment).clip(0.004, 0.9)
+    # A strand stands for a lock of hairs, some of them grey.
+    grey = np.clip(colouring.grey + (0.10 * lock + rng.normal(0, 0.14, count)) * (0.02 < colouring.grey < 0.98), 0, 1)[
+        :, None
+    ]
+    white = GREY_HAIR * np.exp(rng.normal(0, 0.1, (count, 1)))
+    return ((1 - grey) * pigment + grey * white).clip(0.004, 0.9)

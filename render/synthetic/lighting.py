@@ -1,7 +1,7 @@
 """Light: a soft environment with true visibility at the vertices, and a key light with a shadow map.
 
     environment L(d) on D directions --rasterise from each--> which vertices see it --> irradiance at vertices, occlusion included
-    key light                        --rasterise once-->       exponential shadow map (Annen et al. 2008), blurred, one look-up per pixel
+    key light --rasterise once--> variance shadow map (Donnelly and Lauritzen 2006), blurred, one look-up per point
 
 Both are computed for every frame, so that a lowered brow, an open mouth and hair shade what they should.
 """
@@ -16,9 +16,6 @@ import torch
 from torch import Tensor
 
 from ..rasterize import rasterize
-
-SHARPNESS = 220.0
-"""Of the exponential shadow map, per metre of depth."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +75,21 @@ def make_lighting(
             total = total + np.exp(sharpness * (cosine - 1))[:, None] * colour
         return total
 
+    # A photographer exposes for the face: what falls on it is the same in every scene.
+    face = np.array([0.0, 0.2, 0.98])
+    arriving = (np.maximum(fine @ face, 0)[:, None] * radiance(fine)).mean() * 4 + key_colour.mean() * max(
+        float(face @ key) / np.linalg.norm(key), 0
+    )
+    gain = 0.92 / arriving
     normals = sphere(400)
-    irradiance = np.maximum(normals @ fine.T, 0) @ radiance(fine) * (4.0 / len(fine))  # over pi
+    irradiance = np.maximum(normals @ fine.T, 0) @ radiance(fine) * (4.0 / len(fine)) * gain  # over pi
     basis = _basis(torch.from_numpy(normals)).numpy()
     harmonics = np.linalg.lstsq(basis, irradiance, rcond=None)[0]
     return Lighting(
         key=torch.from_numpy(key / np.linalg.norm(key)).float(),
-        key_colour=torch.from_numpy(key_colour).float(),
+        key_colour=torch.from_numpy(gain * key_colour).float(),
         directions=torch.from_numpy(directions).float(),
-        radiance=torch.from_numpy(radiance(directions)).float(),
+        radiance=torch.from_numpy(gain * radiance(directions)).float(),
         harmonics=torch.from_numpy(harmonics).float(),
     )
 
@@ -131,22 +134,22 @@ def shadow_map(
     view = (vertices - centre) @ frame.mT
     ndc = torch.stack([view[:, 0] / radius, -view[:, 1] / radius, 1.0 - view[:, 2]], -1)[None]
     depth = rasterize(ndc, faces, (resolution, resolution), cull=False).depth
-    depth = torch.where(torch.isfinite(depth), depth, torch.full_like(depth, 3.0))
-    occluder = torch.exp(-SHARPNESS * (depth - 1.0).clamp(-0.25, 0.25))
-    # The depth of the nearest surface s enters as exp(-c s): blurring it and multiplying with exp(c d) at depth d is the soft comparison.
-    kernel = torch.ones(1, 1, 1, 7, device=vertices.device) / 7
+    depth = torch.where(torch.isfinite(depth), depth, torch.full_like(depth, 1.3))
+    moments = torch.stack([depth, depth**2], 1)
+    kernel = torch.ones(2, 1, 1, 7, device=vertices.device) / 7
     for _ in range(2):
-        occluder = torch.nn.functional.conv2d(occluder[:, None], kernel, padding=(0, 3))[:, 0]
-        occluder = torch.nn.functional.conv2d(occluder[:, None], kernel.mT, padding=(3, 0))[:, 0]
-    return ShadowMap(occluder, frame, centre, radius)
+        padded = torch.nn.functional.pad(moments, (3, 3, 3, 3), mode="replicate")
+        moments = torch.nn.functional.conv2d(padded, kernel, groups=2)
+        moments = torch.nn.functional.conv2d(moments, kernel.mT, groups=2)
+    return ShadowMap(moments, frame, centre, radius)
 
 
 @dataclass(frozen=True)
 class ShadowMap:
-    """The blurred exponential depth that the key light sees."""
+    """Mean and mean square of the depths that the key light sees in a neighbourhood."""
 
-    occluder: Tensor
-    """(1, S, S) exp(-c depth), blurred."""
+    moments: Tensor
+    """(1, 2, S, S)"""
     frame: Tensor
     """(3, 3) rows right, up, towards the light."""
     centre: Tensor
@@ -156,12 +159,14 @@ class ShadowMap:
         """(P,) share of the key light that reaches world points (P, 3), 0 to 1."""
         view = (points - self.centre) @ self.frame.mT
         grid = torch.stack([view[:, 0] / self.radius, -view[:, 1] / self.radius], -1)
-        stored = torch.nn.functional.grid_sample(
-            self.occluder[None], grid[None, None], align_corners=False, padding_mode="border"
-        )[0, 0, 0]
-        depth = (-view[:, 2] - bias).clamp(-0.25, 0.25)
-        # stored * exp(c depth) is 1 in the light and grows behind occluders.
-        return (1.0 / (stored * torch.exp(SHARPNESS * depth)).clamp_min(1e-6)).clamp(0.0, 1.0)
+        mean, square = torch.nn.functional.grid_sample(
+            self.moments, grid[None, None], align_corners=False, padding_mode="border"
+        )[0, :, 0]
+        behind = (1.0 - view[:, 2] - bias) - mean
+        variance = (square - mean**2).clamp_min(6e-6)
+        # Chebyshev's bound on the share of the neighbourhood that is not nearer to the light; its lower end leaks light.
+        bound = variance / (variance + behind.clamp_min(0) ** 2)
+        return ((bound - 0.2) / 0.8).clamp(0.0, 1.0)
 
 
 def _frame(towards: Tensor) -> Tensor:

@@ -138,8 +138,8 @@ def sample_appearance(seed: int, head: HeadModel, *, resolution: int = 512, styl
     chosen = sample_style(rng, colouring, traits.masculine) if style is None else style
     cut = STYLES[chosen]
     brow_shape = BrowShape(
-        density=float(np.clip(0.72 + 0.45 * traits.masculine + rng.normal(0, 0.16), 0.4, 1.4)),
-        thickness=float(np.clip(0.78 + 0.40 * traits.masculine + rng.normal(0, 0.12), 0.55, 1.5)),
+        density=float(np.clip(0.62 + 0.42 * traits.masculine + rng.normal(0, 0.15), 0.35, 1.3)),
+        thickness=float(np.clip(0.70 + 0.38 * traits.masculine + rng.normal(0, 0.11), 0.5, 1.4)),
         arch=float(np.clip(0.0016 * (0.7 - traits.masculine) + rng.normal(0, 0.0008), -0.0015, 0.003)),
         raise_=float(rng.normal(0, 0.0010)),
     )
@@ -157,26 +157,28 @@ def sample_appearance(seed: int, head: HeadModel, *, resolution: int = 512, styl
     lips = lip_weight(anatomy.local)
     detail = float(np.clip(resolution / 512, 0.4, 1.0))
     parts = [
-        facial_hair.brows(brow_shape, colouring, anatomy, rng),
-        facial_hair.lashes(0.0085 - 0.0025 * traits.masculine + 0.002 * look.makeup, colouring, anatomy, rng),
+        facial_hair.brows(brow_shape, colouring, anatomy, _generator(seed, 4)),
+        facial_hair.lashes(
+            0.0068 - 0.0016 * traits.masculine + 0.0016 * look.makeup, colouring, anatomy, _generator(seed, 5)
+        ),
     ]
     if has_beard:
-        parts.append(facial_hair.beard(beard_length, colouring, anatomy, lips, rng))
-    hair = head_hair(chosen, colouring, anatomy, rng, detail=detail)
+        parts.append(facial_hair.beard(beard_length, colouring, anatomy, lips, _generator(seed, 6)))
+    hair = head_hair(chosen, colouring, anatomy, _generator(seed, 7), detail=detail)
     return Appearance(
         traits=traits,
         colouring=colouring,
         style=chosen,
-        garment=_sample_garment(rng),
+        garment=_sample_garment(_generator(seed, 8)),
         skin=atlas,
         vertex_albedo=_vertex_albedo(anatomy, colouring, look),
         eye=bake_eye(colouring, float(rng.uniform(0.28, 0.46)), look.seed, size=512 if resolution > 300 else 256),
         hair=hair,
         hair_nearest=None if hair is None else torch.from_numpy(anatomy.neighbours(hair.points.double().numpy())),
         face_hair=concatenate(parts),
-        lighting=sample_lighting(rng),
-        backdrop=paint_backdrop(rng),
-        exposure=float(np.exp(rng.normal(0.0, 0.10)) * (1 + 0.35 * colouring.melanin)),
+        lighting=sample_lighting(_generator(seed, 9)),
+        backdrop=paint_backdrop(_generator(seed, 10)),
+        exposure=float(np.exp(rng.normal(0.0, 0.10)) * (0.92 + 0.5 * colouring.melanin)),
         noise=float(rng.uniform(0.002, 0.009)),
         seed=seed,
     )
@@ -188,7 +190,7 @@ def _atlas_height(resolution: int) -> int:
 
 def sample_lighting(rng: np.random.Generator) -> Lighting:
     """A key light from the front or the side in a soft surrounding; warm, neutral or cool."""
-    yaw, pitch = np.radians(np.clip(rng.normal(0, 34), -75, 75)), np.radians(np.clip(rng.normal(33, 13), 8, 65))
+    yaw, pitch = np.radians(np.clip(rng.normal(0, 34), -75, 75)), np.radians(np.clip(rng.normal(36, 12), 14, 62))
     key = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
     warmth = rng.normal(0, 1)
     tint = np.array([1 + 0.06 * warmth, 1.0, 1 - 0.09 * warmth])

@@ -231,6 +231,7 @@ def _draw(
 ) -> tuple[Fragments, Tensor, Tensor]:
     """Rasterised ribbons. Hairs thinner than a sample (`spacing` metres) are widened to it, and thinned out in return."""
     count, points = strands.shape
+    spacing *= 1.15  # hair behind the head's middle is drawn smaller
     share = (strands.width / spacing).clamp_max(1.0)
     # Multiples of the golden ratio: random enough, and the same in every frame.
     chance = (torch.arange(count, device=share.device, dtype=torch.float64) * 0.6180339887498949 % 1).float()
@@ -274,9 +275,11 @@ def _shade_solid(
     names = {name: k for k, name in enumerate((*head.part_names, "torso"))}
     torso = head.face_part.new_full((len(mesh.faces) - mesh.head_faces,), names["torso"])
     part = torch.cat([head.face_part, torso]).long()[face]
+    flat = F.normalize(normal, dim=1)
     surface = Surface(
         points,
-        F.normalize(normal, dim=1),
+        flat,
+        flat.clone(),
         albedo.contiguous(),
         torch.full_like(uv[:, 0], 0.7),
         torch.ones_like(uv[:, 0]),
@@ -290,8 +293,8 @@ def _shade_solid(
     ].mT
     surface.albedo[rows], surface.gloss[rows] = texel[:, :3] ** 2, texel[:, 3]
     relief = texel[:, 4:] @ pose.turn[1, :, :3].mT
-    flat = surface.normal[rows]
-    surface.normal[rows] = F.normalize(flat + relief - (relief * flat).sum(1, keepdim=True) * flat, dim=1)
+    relief = relief - (relief * flat[rows]).sum(1, keepdim=True) * flat[rows]
+    surface.normal[rows] = F.normalize(flat[rows] + relief, dim=1)
     labels[rows[_on_lips(local[rows])]] = CLASSES.index("lips")
 
     below = shading.neckline_depth(local, look.garment)
@@ -300,7 +303,7 @@ def _shade_solid(
     surface.albedo[bare] *= 1 - 0.4 * torch.exp(below[bare] / 0.004)[:, None]
     rows = ((part == names["torso"]) | (on_neck & (below >= 0))).nonzero().squeeze(1)
     surface.albedo[rows] = shading.cloth_albedo(local[rows], look.garment)
-    surface.gloss[rows], surface.scatter[rows] = 0.3, 0.0
+    surface.gloss[rows], surface.scatter[rows] = 0.08, 0.0
     labels[rows] = CLASSES.index("cloth")
 
     for name, label in (("mouth", "mouth"), ("tongue", "tongue"), ("socket", "skin")):
@@ -323,9 +326,11 @@ def _shade_solid(
         ball = measure(head)
         direction = F.normalize(local[rows] * ball.scale + local.new_tensor(ball.origin) - centre, dim=1)
         gaze = pose.turn[joint, :, :3]
+        round_ = direction @ gaze.mT
         eye = Surface(
             points[rows],
-            direction @ gaze.mT,
+            round_,
+            round_,
             eyes.eye_albedo(look.eye, direction),
             surface.gloss[rows],
             surface.scatter[rows],

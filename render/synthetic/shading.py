@@ -20,8 +20,10 @@ class Surface:
 
     position: Tensor
     """(P, 3) world."""
+    smooth: Tensor
+    """(P, 3) unit, world: the mesh's normal."""
     normal: Tensor
-    """(P, 3) unit, world."""
+    """(P, 3) unit, world, with relief."""
     albedo: Tensor
     """(P, 3)"""
     gloss: Tensor
@@ -43,22 +45,26 @@ def light_surface(surface: Surface, lighting: Lighting, shadows: ShadowMap) -> T
     cosine = (normal * lighting.key).sum(1, keepdim=True)
     wrap = surface.scatter[:, None] * cosine.new_tensor([[0.42, 0.18, 0.10]])
     wrapped = ((cosine + wrap) / (1 + wrap)).clamp_min(0.0) ** (1 + wrap)
-    lit = shadows.light(surface.position + 0.001 * normal)[:, None]
+    # The bust is coarse: its points are lifted further, or its own facets would shade it.
+    lift = torch.where(surface.position[:, 1:2] < shadows.centre[1] - 0.05, 0.006, 0.001)
+    lit = shadows.light(surface.position + lift * surface.smooth)[:, None]
     tinted = lit ** (1 - 0.45 * surface.scatter[:, None] * cosine.new_tensor([[1.0, 0.35, 0.15]]))
     soft = ambient(lighting, normal) * _bounce(surface.share, surface.albedo)
     diffuse = surface.albedo * (soft + lighting.key_colour * wrapped * tinted)
 
     half = F.normalize(view + lighting.key, dim=1)
-    n_h = (normal * half).sum(1).clamp(0, 1)
-    n_v = (normal * view).sum(1).clamp(0.03, 1)
+    # Fine relief glitters when every sample mirrors on its own; what a pixel sees is smoother.
+    shiny = F.normalize(surface.smooth + 0.45 * (normal - surface.smooth), dim=1)
+    n_h = (shiny * half).sum(1).clamp(0, 1)
+    n_v = (shiny * view).sum(1).clamp(0.03, 1)
     n_l = cosine[:, 0].clamp(0.0, 1)
     fresnel = 0.028 + 0.972 * (1 - (view * half).sum(1).clamp(0, 1)) ** 5
-    lobes = 0.65 * _ggx(n_h, n_l, n_v, 0.42) + 0.35 * _ggx(n_h, n_l, n_v, 0.25)
+    lobes = 0.75 * _ggx(n_h, n_l, n_v, 0.52) + 0.25 * _ggx(n_h, n_l, n_v, 0.33)
     direct = lighting.key_colour * (fresnel * lobes * n_l)[:, None] * lit
     grazing = 0.028 + 0.35 * (1 - n_v) ** 5
-    mirrored = 2 * (normal * view).sum(1, keepdim=True) * normal - view
-    around = ambient(lighting, mirrored) * surface.share * grazing[:, None] * 0.8
-    return diffuse + surface.gloss[:, None] * (direct + around)
+    mirrored = 2 * (shiny * view).sum(1, keepdim=True) * shiny - view
+    around = ambient(lighting, mirrored) * surface.share * grazing[:, None] * 0.6
+    return diffuse + surface.gloss[:, None] * (0.8 * direct + around)
 
 
 def _bounce(share: Tensor, albedo: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def paint(local: np.ndarray, colouring: Colouring, look: SkinLook, rims: cKDTree
     # Tone: mottled melanin, blood under thin skin.
     mottle = noise.fractal(local, 70, 4, gain=0.6, seed=seed) / 0.17
     grain = noise.fractal(local, 700, 3, gain=0.65, seed=seed + 1) / 0.17
-    albedo = colouring.skin * np.exp(0.028 * (1 + 0.8 * age) * mottle + 0.022 * grain)[:, None]
+    albedo = colouring.skin * np.exp(0.022 * (1 + 0.8 * age) * mottle + 0.022 * grain)[:, None]
     blood = (
         0.60 * _blob(local, (0.040, -0.034, 0.02), (0.020, 0.017, 0.04))
         + 0.75 * _blob(local, (0.0, -0.042, 0.05), (0.017, 0.014, 0.03))
@@ -142,14 +142,14 @@ def paint(local: np.ndarray, colouring: Colouring, look: SkinLook, rims: cKDTree
 
     # Scalp under the hair, and under the brows.
     density = scalp_density(local, look.recede, seed)[:, None] * look.scalp
-    albedo = albedo * (1 - 0.9 * density) + 0.9 * density * (0.6 * colouring.hair + 0.03 * albedo)
+    albedo = albedo * (1 - 0.9 * density) + 0.9 * density * (0.35 * colouring.hair + 0.02 * albedo)
     along, across = brow_coordinates(local, look.brows)
     profile = (
         np.interp(along, [-0.06, 0.08, 0.3, 0.85, 1.05], [0, 0.55, 1, 0.9, 0])
         * np.clip(1.3 - np.abs(across), 0, 1)
         * (z > -0.03)
     )
-    under = (0.45 * look.brows.density * profile * (1 + 0.3 * grain)).clip(0, 0.75)[:, None]
+    under = (0.34 * look.brows.density * profile * (1 + 0.3 * grain)).clip(0, 0.75)[:, None]
     albedo = albedo * (1 - under) + under * (0.35 * albedo + 0.65 * colouring.brows)
 
     # Lips: colour, vertical lines, gloss.
@@ -168,7 +168,7 @@ def paint(local: np.ndarray, colouring: Colouring, look: SkinLook, rims: cKDTree
     cheeks = 0.6 + 0.8 * _blob(local, (0.02, -0.035, 0.03), (0.035, 0.022, 0.06))
     pore = np.stack([noise.fractal(local, 1150, 2, gain=0.7, seed=seed + 20 + k) for k in range(3)], 1) / 0.17
     crease = np.stack([noise.fractal(local, 260, 2, seed=seed + 30 + k) for k in range(3)], 1) / 0.17
-    relief = (0.052 + 0.02 * age) * cheeks[:, None] * pore + (0.02 + 0.035 * age) * crease
+    relief = (0.040 + 0.015 * age) * cheeks[:, None] * pore + (0.02 + 0.035 * age) * crease
     relief *= 1 - 0.6 * lips[:, None]
     relief[:, 0] += 0.10 * lips * lines
     fold = np.zeros(len(local))
