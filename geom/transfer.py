@@ -38,6 +38,8 @@ class TransferOptions:
     """Motion relative to the driving reference, added to the source's own; else the driver's values as they are."""
     region: Region = "all"
     """pose: rotation and translation; expression: all but pose; eyes: gaze, lids, brows; mouth: jaw and lips."""
+    strength: float = 1.0
+    """Multiplies the driver's motion from its rest, before anything else (relative motion)."""
     expression_gain: float = 1.1
     """On expression and jaw differences (relative motion). Trackers damp expressions; more does not repair that."""
     yaw_limit: float = 30.0
@@ -81,7 +83,8 @@ def transfer(
     frames = len(driving)
     source = source.expand(frames)
     if options.relative:
-        target = _relative(source, driving, reference.expand(frames), options)
+        rest = reference.expand(frames)
+        target = _relative(source, scaled_motion(rest, driving, options.strength), rest, options)
     else:
         target = driving.replace(translation=source.translation)
     target = target.replace(shape=source.shape, rotation=_limit_rotation(source.rotation, target.rotation, options))
@@ -101,6 +104,22 @@ def transfer(
     if options.region == "mouth":
         return source.replace(expression=expression, jaw=target.jaw)
     raise ValueError(f"transfer: region must be all, pose, expression, eyes or mouth, got '{options.region}'.")
+
+
+def scaled_motion(rest: HeadParams, driving: HeadParams, strength: float) -> HeadParams:
+    """Driving parameters with their difference from `rest` (same batch) multiplied; 1 gives `driving` itself.
+
+    Rotations scale by their angle from rest, the other fields linearly.
+    """
+    if strength == 1:
+        return driving
+    scaled = {}
+    for name, value in driving.asdict().items():
+        start = getattr(rest, name)
+        scaled[name] = start + strength * (value - start)
+    turn = matrix_to_axis_angle(axis_angle_to_matrix(driving.rotation) @ axis_angle_to_matrix(rest.rotation).mT)
+    rotation = axis_angle_to_matrix(strength * turn) @ axis_angle_to_matrix(rest.rotation)
+    return HeadParams(**{**scaled, "rotation": matrix_to_axis_angle(rotation)})
 
 
 def region_projection(head: HeadModel, region: str) -> Tensor:

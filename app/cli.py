@@ -1,0 +1,293 @@
+"""The command line: `headwarp COMMAND --help`.
+
+Each command is a dataclass (its fields are the flags) with a `run` that calls the library. Heavy imports stay inside
+`run`, so that `--help` answers at once.
+
+Exit codes: 0 done, 1 something broke, 2 bad input or bad usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+Source = Annotated[Path, arg(aliases=["-s"], help="Portrait, or a video to be re-animated.")]
+Driving = Annotated[
+    Path, arg(aliases=["-d"], help="Video, folder of frames, picture, or a saved track (.safetensors).")
+]
+Output = Annotated[Path, arg(aliases=["-o"])]
+Assignment = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")]
+
+
+def _pair(text: str, flag: str) -> tuple[float, float]:
+    from ..media.errors import InputError
+
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"{flag} takes two numbers with a comma between them, as in {flag} 10,0; got '{text}'."
+        ) from None
+    return first, second
+
+
+def _assignments(items: tuple[str, ...], flag: str) -> dict[str, float]:
+    from ..media.errors import InputError
+
+    found = {}
+    for item in items:
+        name, _, value = item.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise InputError(
+                f"{flag} takes NAME=VALUE with a number, as in {flag} mouthSmileLeft=0.8; got '{item}'."
+            ) from None
+    return found
+
+
+@dataclass
+class Animate:
+    """Make the face of a portrait follow a driving video.
+
+    Both faces are found, cropped and fitted by themselves; the result is pasted back into the whole picture and keeps
+    the driving clip's frame times and audio.
+    """
+
+    source: Source
+    driving: Driving
+    output: Output
+    """.mp4, .mov, .mkv, .webm or .gif; a folder (existing, or ending in /) gets PNG frames."""
+    motion: Literal["relative", "absolute"] = "relative"
+    """relative: the source's own pose and expression are the neutral, the driver's first face is its rest.
+    absolute: take the driver's pose and expression as they are."""
+    region: Literal["all", "pose", "expression", "eyes", "mouth"] = "all"
+    """Which part of the motion to transfer."""
+    strength: float = 1.0
+    """Multiplies the transferred motion; 1 = as driven."""
+    rest: str = "first"
+    """Driving frame that counts as rest in relative motion: first, best (most neutral and frontal; reads the clip
+    twice) or a frame number."""
+    smooth: float = 1.0
+    """Smoothing of the motion over time: 0 = none, 1 = takes the jitter away, more = lazier motion."""
+    crop_only: bool = False
+    """Write the animated face crop, without pasting it back."""
+    no_crop: bool = False
+    """Source and driving are face crops already: no crop, no paste-back (the source is resized to --size)."""
+    size: int = 512
+    """Side of the face crop in pixels: the size of --crop-only results and of the working picture."""
+    max_side: int = 1920
+    """The written picture is at most this large on its longer side."""
+    source_face: int = 0
+    """Which face of the source, 0 = largest."""
+    driving_face: int = 0
+    """Which face of the driving video, 0 = largest in its first frame."""
+    audio: bool = True
+    """Keep the driving clip's sound."""
+    side_by_side: bool = False
+    """Also write OUT_concat.EXT: source, driving and result next to each other."""
+
+    def run(self) -> None:
+        from .animate import AnimateOptions, animate
+
+        options = AnimateOptions(
+            motion=self.motion,
+            region=self.region,
+            strength=self.strength,
+            rest=self.rest,
+            smooth=self.smooth,
+            crop_only=self.crop_only,
+            no_crop=self.no_crop,
+            size=self.size,
+            max_side=self.max_side,
+            source_face=self.source_face,
+            driving_face=self.driving_face,
+            audio=self.audio,
+            side_by_side=self.side_by_side,
+        )
+        done = animate(self.source, self.driving, self.output, options, progress=True)
+        for problem in done.problems:
+            print(f"note: {problem}", file=sys.stderr)
+        for path in done.files:
+            print(path)
+
+
+@dataclass
+class Edit:
+    """Change pose, expression, jaw, gaze or face shape of a portrait. All values are relative to the portrait's own."""
+
+    source: Source
+    output: Output
+    """A picture (.png, .jpg, .webp)."""
+    yaw: float = 0.0
+    """Degrees; positive turns the face to the person's left (right in the picture)."""
+    pitch: float = 0.0
+    """Degrees; positive looks down."""
+    roll: float = 0.0
+    """Degrees; positive tilts the head to the left of the picture."""
+    jaw: float = 0.0
+    """Degrees that the jaw opens."""
+    gaze: str = "0,0"
+    """Degrees right and down in the picture, as in 10,0."""
+    expression: Assignment = ()
+    """ARKit face units and their weights, as in mouthSmileLeft=0.8 browInnerUp=0.5."""
+    shape: Assignment = ()
+    """Named controls of the head and values in [-1, 1], as in jaw-width=0.5; a wrong name lists them all."""
+    crop_only: bool = False
+    """Write the face crop instead of the whole picture."""
+    no_crop: bool = False
+    """The source is a face crop already."""
+    size: int = 512
+    """Side of the working face crop in pixels."""
+    source_face: int = 0
+    """Which face, 0 = largest."""
+
+    def run(self) -> None:
+        from ..media.image import save_image
+        from .animator import Animator
+
+        animator = Animator(self.source, size=self.size, crop=not self.no_crop, face=self.source_face)
+        picture = animator.edit(
+            yaw=self.yaw,
+            pitch=self.pitch,
+            roll=self.roll,
+            jaw=self.jaw,
+            gaze=_pair(self.gaze, "--gaze"),
+            expression=_assignments(self.expression, "--expression"),
+            shape=_assignments(self.shape, "--shape"),
+            crop_only=self.crop_only,
+        )
+        save_image(self.output, picture)
+        print(self.output)
+
+
+@dataclass
+class Frontalize:
+    """Turn the face of a portrait to the camera, as far as one picture can show it."""
+
+    source: Source
+    output: Output
+    """A picture (.png, .jpg, .webp)."""
+    crop_only: bool = False
+    """Write the face crop instead of the whole picture."""
+    size: int = 512
+    """Side of the working face crop in pixels."""
+    source_face: int = 0
+    """Which face, 0 = largest."""
+
+    def run(self) -> None:
+        from ..media.image import save_image
+        from .animator import Animator
+
+        animator = Animator(self.source, size=self.size, face=self.source_face)
+        save_image(self.output, animator.frontalize(crop_only=self.crop_only))
+        print(self.output)
+
+
+@dataclass
+class Fit:
+    """Fit the head to pictures and videos; writes one track (.safetensors) for each."""
+
+    inputs: Annotated[tuple[Path, ...], Positional]
+    """Pictures, videos, or folders of them."""
+    output: Output
+    """Folder for the tracks, NAME.safetensors for NAME.mp4."""
+    smooth: float = 1.0
+    """Smoothing over time; 0 = frames are independent."""
+    face: int = 0
+    """Which face, 0 = the largest (in the first frame)."""
+
+    def run(self) -> None:
+        from ..fitting.fit_videos import fit_files
+
+        if not fit_files(self.inputs, self.output, smooth=self.smooth, index=self.face):
+            raise SystemExit(1)
+
+
+@dataclass
+class Bench:
+    """Measure speed on this machine, as ratios against a peer in the same run."""
+
+    what: Annotated[Literal["raster", "warp", "fit", "animate", "fidelity"], Positional]
+    """raster, warp: the kernels. fit, animate: whole stages. fidelity: does the result do what was asked?"""
+    real: Path | None = None
+    """Folder with `portraits/` and `clips/` of real footage; the examples of the package if absent."""
+    output: Annotated[Path | None, arg(aliases=["-o"])] = None
+    """Folder for the numbers (.json) and contact sheets."""
+
+    def run(self) -> None:
+        import importlib
+
+        importlib.import_module(f"..benchmarks.{self.what}", __package__).main(real=self.real, output=self.output)
+
+
+@dataclass
+class Doctor:
+    """Say what is installed and what works, for yourself and for bug reports."""
+
+    def run(self) -> None:
+        from .doctor import report
+
+        if not report():
+            raise SystemExit(1)
+
+
+@dataclass
+class Demo:
+    """Animate a public-domain photograph with the example clip; the fastest way to see that everything works."""
+
+    output: Output = Path("out/demo")
+    """Folder for the video and the contact sheet."""
+
+    def run(self) -> None:
+        from .demo import demo
+
+        demo(self.output)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "animate": Animate,
+    "edit": Edit,
+    "frontalize": Frontalize,
+    "fit": Fit,
+    "demo": Demo,
+    "doctor": Doctor,
+    "bench": Bench,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `headwarp` command."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="headwarp",
+        description="One-shot face animation driven by explicit 3D geometry.",
+        args=arguments,
+    )
+    try:
+        command.run()
+    except KeyboardInterrupt:
+        print("\nInterrupted; nothing half-written was left behind.", file=sys.stderr)
+        raise SystemExit(130) from None
+    except ImportError as error:
+        if "libGL" not in str(error):
+            raise
+        print(f"headwarp: {error}. Run `headwarp doctor` for the way out.", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Exception as error:
+        from ..media.errors import InputError
+
+        if not isinstance(error, InputError | FileNotFoundError):
+            raise
+        print(f"headwarp: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
