@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -38,12 +39,15 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         dispatcher = njit(cache=True, nogil=True, error_model="numpy")(function)
+        compiling = threading.Lock()  # the first call may come from several threads at once
 
         @functools.wraps(function)
         def call(*args: Any) -> Any:
             if not dispatcher.signatures:
-                dispatcher.compile(signature)
-                dispatcher.disable_compile()
+                with compiling:
+                    if not dispatcher.signatures:
+                        dispatcher.compile(signature)
+                        dispatcher.disable_compile()
             return dispatcher(*args)
 
         return call
