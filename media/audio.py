@@ -41,7 +41,7 @@ class AudioCopy:
         if stream is None:
             return
         self._zero = origin(self._container) + Fraction(start).limit_denominator(1_000_000)
-        if stream.codec_context.name in _COPIED[suffix]:
+        if stream.codec_context.codec.canonical_name in _COPIED[suffix]:
             self._stream = output.add_stream_from_template(stream)
             self._packets = self._copied(stream)
         else:

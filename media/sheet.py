@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
@@ -119,12 +117,11 @@ def side_by_side_video(
     readers = [VideoReader(path) for path in inputs]
     widths = [max(1, round(reader.size[1] * height / reader.size[0])) for reader in readers]
     size, main = (height, sum(widths)), readers[-1]
-    with ExitStack() as stack:
-        writer = stack.enter_context(open_writer(output, size, main.fps, audio_from=audio_from))
+    with open_writer(output, size, main.fps, audio_from=audio_from) as writer:
         followers = [_Follower(iter(reader)) for reader in readers[:-1]]
         for frame in main:
             images = [follower.at(frame.time) for follower in followers]
-            writer.write(side_by_side([*images, frame.image], labels, height), Fraction(frame.time))
+            writer.write(side_by_side([*images, frame.image], labels, height), frame.time)
 
 
 class _Follower:
@@ -184,7 +181,7 @@ def _font(line: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 @lru_cache(maxsize=256)
 def _text(text: str, width: int, line: int, tight: bool = False) -> np.ndarray:
-    """(line, width, 3) text on paper; `tight` ends the paper with the text. Cut with an ellipsis where it is too long."""
+    """(line, width, 3) text on paper, cut where it is too long; `tight` ends the paper with the text."""
     font = _font(line)
     room = width - line // 2
     shown = text

@@ -9,6 +9,7 @@ names are here too, so that `media.video` is the one door for moving pictures.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -23,11 +24,12 @@ import cv2
 import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import SideData
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from .container import audio_stream, open_input, origin, video_stream
 from .errors import InputError
 from .files import IMAGE_SUFFIXES, list_images
+from .hdr import HDR_TRANSFERS, needs_conversion, to_srgb
 from .image import load_image
 from .writer import FramesWriter, VideoWriter, open_writer
 
@@ -40,8 +42,6 @@ _THREADS = 2  # one decodes 1,500, two 2,300 frames/s at 512 x 512; more would t
 # swscale's default takes the nearest chroma sample and loses 7 dB on faces (45.2 against 52.5 dB, conversion only).
 _SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _REDUCING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-_HDR_TRANSFERS = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
-_WIDE_PRIMARIES = (ColorPrimaries.BT2020, ColorPrimaries.SMPTE432)
 _UNKNOWN_COLORSPACE = 2  # AVCOL_SPC_UNSPECIFIED
 
 
@@ -93,9 +93,9 @@ class VideoReader:
 
     Reads what PyAV reads (MP4, MOV, MKV, WebM, AVI, GIF, ...), folders of pictures in natural order (FOMM's layout),
     and a single picture as a clip of one frame. Phone videos are turned (and mirrored) as their display matrix says,
-    non-square pixels are made square, 10-bit and HDR clips (PQ, HLG, BT.2020) become 8-bit BT.709, where brightness
-    above 203 nits, diffuse white, is clipped. Files that do not say how their colours are coded count as BT.709 from
-    720 lines or 1280 columns on and as BT.601 below, as players assume.
+    non-square pixels are made square, 10-bit and HDR clips (PQ, HLG, BT.2020, P3) become 8-bit sRGB, where light
+    near and above diffuse white is compressed (`hdr.py`). Files that do not say how their colours are
+    coded count as BT.709 from 720 lines or 1280 columns on and as BT.601 below, as players assume.
 
     A clip that is damaged or cut off yields the frames that can be decoded; then `problems` says what was missing.
     """
@@ -191,8 +191,9 @@ class VideoReader:
         if first is None:
             raise InputError(f"{self.path} holds no frame that can be decoded; copy or record it again.")
         fps = stream.average_rate or stream.guessed_rate or FOLDER_FPS
-        if stream.duration is not None and stream.time_base is not None:
-            duration = float(stream.duration * stream.time_base)
+        claimed = _claimed_duration(stream)
+        if claimed is not None:
+            duration = claimed
         elif container.duration is not None:
             duration = container.duration / av.time_base
         else:
@@ -209,7 +210,7 @@ class VideoReader:
             rotation=turned.degrees,
             codec=stream.codec_context.name,
             pixel_format=first.format.name,
-            hdr=first.color_trc in _HDR_TRANSFERS,
+            hdr=first.color_trc in HDR_TRANSFERS,
         )
 
     def _target_size(self, frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
@@ -241,10 +242,8 @@ class VideoReader:
             self._check_length(stream, last, index + 1, step)
 
     def _check_length(self, stream: av.VideoStream, last: Fraction | None, number: int, step: Fraction) -> None:
-        if last is None or stream.duration is None or stream.time_base is None:
-            return
-        claimed = float(stream.duration * stream.time_base)
-        if float(last + step) < claimed - max(0.25, float(3 * step)):
+        claimed = _claimed_duration(stream)
+        if last is not None and claimed is not None and float(last + step) < claimed - max(0.25, float(3 * step)):
             self.problems.append(
                 f"{self.path} is cut off: {number} frames up to {float(last + step):.2f} s could be read of "
                 f"{claimed:.2f} s."
@@ -297,6 +296,14 @@ class VideoReader:
             yield Frame(image, float(position / self.fps), position)
 
 
+def _claimed_duration(stream: av.VideoStream) -> float | None:
+    """Seconds of the pictures alone, by the file's header; Matroska keeps them in a tag."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) if tag else None
+
+
 def _resampled(frames: Iterator[Frame], fps: Fraction, own_step: Fraction) -> Iterator[Frame]:
     """Frames at first time + k / fps, each the nearest in time; the last one lasts `own_step`."""
     with closing(frames):  # type: ignore[type-var]  # a generator
@@ -323,20 +330,20 @@ def _to_rgb(frame: av.VideoFrame, size: tuple[int, int], reformatter: VideoRefor
     colorspace = None
     if frame.colorspace == _UNKNOWN_COLORSPACE:
         colorspace = Colorspace.ITU709 if frame.height >= 720 or frame.width >= 1280 else Colorspace.ITU601
-    convert = frame.color_trc in _HDR_TRANSFERS or frame.color_primaries in _WIDE_PRIMARIES
-    alpha = any(component.is_alpha for component in frame.format.components)
+    convert = needs_conversion(frame.color_trc, frame.color_primaries)
+    alpha = not convert and any(component.is_alpha for component in frame.format.components)
     rgb = reformatter.reformat(
         frame,
         width=width,
         height=height,
-        format="rgba" if alpha else "rgb24",
+        format="rgb48le" if convert else "rgba" if alpha else "rgb24",
         src_colorspace=colorspace,
         dst_color_range=ColorRange.JPEG,
-        dst_color_trc=ColorTrc.IEC61966_2_1 if convert else None,
-        dst_color_primaries=ColorPrimaries.BT709 if convert else None,
         interpolation=_SCALING if width >= frame.width else _REDUCING,
         threads=1,
     ).to_ndarray()
+    if convert:
+        return to_srgb(rgb, frame.color_trc, frame.color_primaries)
     if not alpha:
         return rgb
     if rgb[..., 3].min() == 255:

@@ -36,6 +36,9 @@ _THREADS = 2
 class _Sink:
     """What both writers share: `with`, and a clean folder whatever happens."""
 
+    def write(self, image: np.ndarray, time: float | Fraction | None = None) -> None:
+        raise NotImplementedError
+
     def close(self) -> None:
         raise NotImplementedError
 
