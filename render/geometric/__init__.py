@@ -144,12 +144,13 @@ class GeometricRenderer:
             head = surface.with_offsets(head, grown)
         skin = surface.build(head, params, camera, self.embedding, split.outline)
 
+        grain = composite.skin_grain(work, skin)
         fine = work if source.fine is None else _to_float(source.fine)
         layers, background, scale = matte.at_resolution(split, fine)
         marks = landmarks[:, :2] * scale
         rims = Rims(head, params, camera, self.embedding, landmarks[:, :2])
         upper, lower = mouth.arches(head, params, self.embedding)
-        edge = camera.project(self._arch(head, params, upper)[None, :1])[0, 0, :2].numpy() * scale
+        edge = camera.project(self._arch(head, params, upper)[None, :1])[0, 0].numpy()
         visible = (skin.skin > 0.5) & (skin.confidence > 0.8)
         colours = np.stack([surface.sample(work[..., c], skin.pixels[visible, :2]) for c in range(3)], 1)
         return SourceState(
@@ -157,8 +158,10 @@ class GeometricRenderer:
             params=params,
             surface=skin,
             rims=rims,
-            eyes=(eyes.take_apart(fine, marks, 0), eyes.take_apart(fine, marks, 1)),
-            mouth=mouth.find(marks, edge, colours, upper, lower),
+            eyes=(eyes.take_apart(fine, marks, grain, 0), eyes.take_apart(fine, marks, grain, 1)),
+            mouth=mouth.find(
+                fine, marks, edge[:2] * scale, float(edge[2] / camera.focal[0]) / scale, colours, upper, lower
+            ),
             light=shading.estimate_light(work, skin),
             matte=split,
             layers=layers,
@@ -166,7 +169,7 @@ class GeometricRenderer:
             photo=fine,
             scale=scale,
             small=composite.shrink(work),
-            grain=composite.skin_grain(work, skin),
+            grain=grain,
         )
 
     @torch.no_grad()
@@ -189,7 +192,7 @@ class GeometricRenderer:
         ratio = np.maximum(skin.facing, 0) / np.maximum(facing, 0.02)
         attributes = np.empty((len(vertices), 5), np.float32)
         attributes[:, :2] = skin.pixels[:, :2] - pixels[:, :2]
-        attributes[:, 2] = shading.gain(state.light, skin.normals, normals, config.relight) - 1
+        attributes[:, 2] = skin.soften @ shading.gain(state.light, skin.normals, normals, config.relight) - 1
         attributes[:, 3] = skin.confidence * surface.rise(ratio, *config.turned)
         attributes[:, 4] = skin.pixels[:, 2]
 
@@ -207,7 +210,7 @@ class GeometricRenderer:
         composite.paint_stretched(
             image, state.small, motion_map.values, motion_map.stretch, state.grain, state.scale, threads
         )
-        self._draw_openings(image, state, motion)
+        self._draw_openings(image, state, motion, motion_map.values)
         return Rendered(_to_bytes(image), motion_map.values[..., :2], motion_map.confidence)
 
     def _posed(self, state: SourceState, motion: HeadParams) -> Image:
@@ -220,7 +223,7 @@ class GeometricRenderer:
         bust = skin.bust[:, None]
         return np.ascontiguousarray((1 - bust) * moved + bust * (skin.vertices + step), np.float32)
 
-    def _draw_openings(self, image: Image, state: SourceState, motion: HeadParams) -> None:
+    def _draw_openings(self, image: Image, state: SourceState, motion: HeadParams, values: Image) -> None:
         """Eyes and mouth into the frame, in place; faded in by motion, so that a still face is the photo itself."""
         rims, camera, scale = state.rims, state.camera, state.scale
         points = rims.points(motion)
@@ -231,7 +234,7 @@ class GeometricRenderer:
             moved = np.abs((points - state.rims.landmarks)[rim_ids]).max() * scale + np.hypot(*shift)
             to_source = rigid_map(rims.eyeball(state.params, side), rims.eyeball(motion, side), output_camera, 0.01)
             target = rims.eye(points * scale, side)
-            eyes.draw(image, state.photo, eye, target, to_source, shift, float(surface.rise(moved, 0.05, 0.5)))
+            eyes.draw(image, state.photo, eye, values, target, to_source, shift, float(surface.rise(moved, 0.05, 0.5)))
 
         lips = state.mouth
         target = rims.mouth(points * scale)

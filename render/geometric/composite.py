@@ -279,7 +279,7 @@ def _paint(image: Image, fill: Image, stretch: Image, grain: Image, scale: float
             )
             if w <= 0:
                 continue
-            w *= np.float32(0.85)
+            w *= np.float32(0.75)
             noise = grain[y % size, x % size]
             for c in range(3):
                 smooth = (

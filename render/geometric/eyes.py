@@ -43,14 +43,19 @@ class Eye:
     """(h, w, 3) eyeball without iris."""
     disc: Image
     """(h, w, 3) complete iris, at the place of the source's."""
+    lid: Image
+    """(h, w, 3) the skin around the eye, blurred and without eye and lashes: what a closing lid is made of."""
+    grain: Image
+    """(G, G) texture of the skin, mean 0; the blur has taken the lid's own."""
 
 
-def take_apart(image: Image, landmarks: Points, side: int) -> Eye:
+def take_apart(image: Image, landmarks: Points, grain: Image, side: int) -> Eye:
     """The source's eye.
 
     Args:
         image: (h, w, 3) in [0, 1] at output size.
         landmarks: (478, 2) output px.
+        grain: (G, G) texture of the skin.
         side: 0 the person's right eye, 1 the left one.
     """
     rims = from_rims(landmarks[list(UPPER[side])], landmarks[list(LOWER[side])])
@@ -77,13 +82,18 @@ def take_apart(image: Image, landmarks: Points, side: int) -> Eye:
 
     shown = inside * np.clip((1.06 - from_iris) / 0.08, 0, 1)
     disc = _complete_iris(patch, shown, x - centre[0], y - centre[1], radius)
-    return Eye(rims, np.array([*centre, radius], np.float32), (top, left), sclera, disc)
+
+    # Lid skin without lashes: every colour an average over a neighbourhood, so that none makes a streak when stretched.
+    skin = 1 - rims.coverage(points, 0.05 * rims.width, grow=0.07 * rims.width).reshape(x.shape)
+    lid = _spread(patch, 0.999 * (skin * (skin > 0.5)), 0.05 * rims.width, keep=False)
+    return Eye(rims, np.array([*centre, radius], np.float32), (top, left), sclera, disc, lid, grain)
 
 
 def draw(
     image: Image,
     source: Image,
     eye: Eye,
+    field: Image,
     target: Opening,
     to_source: Points,
     shift: Points,
@@ -94,6 +104,7 @@ def draw(
     Args:
         image: (h, w, 3) the frame.
         source: (h, w, 3) the photo at the same size.
+        field: (H, W, 2 or 3) displacement on the work grid, px.
         target: the lids' rims in the frame.
         to_source: (2, 3) affine map from frame pixels to source pixels of an eyeball that does not turn.
         shift: (2,) source px that the gaze moves the iris.
@@ -101,18 +112,18 @@ def draw(
     """
     if strength <= 0 or not np.isfinite(to_source).all():
         return
-    window = opening.bounds(target, 2.0, (image.shape[0], image.shape[1]))
+    window = opening.bounds(target, 0.5 * eye.opening.width, (image.shape[0], image.shape[1]))
     turned = float(np.clip((np.hypot(*shift) / (0.02 * eye.opening.width) - 0.3) / 1.2, 0, 1))
     _draw(
-        image, source, eye.sclera, eye.disc, np.array(eye.origin, np.int64), eye.iris,
+        image, source, field, np.float32(image.shape[0] / field.shape[0]), eye.sclera, eye.disc, eye.lid, eye.grain, np.array(eye.origin, np.int64), eye.iris,
         eye.opening.frame, eye.opening.upper, eye.opening.lower, target.frame, target.upper, target.lower,
         to_source.astype(np.float32), shift.astype(np.float32), np.float32(strength), np.float32(turned),
         np.float32(max(1.2, 0.012 * eye.opening.width)), np.array(window, np.int64),
     )  # fmt: skip
 
 
-def _spread(patch: Image, weight: Image, sigma: float) -> Image:
-    """Colours of the weighted pixels continued over the whole patch; the pixels themselves where the weight is 1."""
+def _spread(patch: Image, weight: Image, sigma: float, keep: bool = True) -> Image:
+    """Colours of the weighted pixels continued over the whole patch; `keep`: pixels of weight 1 stay as they are."""
     if weight.sum() < 4:
         # No white to be seen: a light grey of the brightness around.
         grey = np.percentile(patch.reshape(-1, 3), 70, axis=0)
@@ -125,8 +136,8 @@ def _spread(patch: Image, weight: Image, sigma: float) -> Image:
         share = (1 - np.clip(total, 0, 1)) * np.clip(w / 0.08, 0, 1) if reach < 12 else 1 - np.clip(total, 0, 1)
         colours += share[..., None] * c / np.maximum(w, 1e-6)[..., None]
         total += share
-    keep = weight[..., None]
-    return (keep * patch + (1 - keep) * colours / np.maximum(total, 1e-6)[..., None]).astype(np.float32)
+    colours /= np.maximum(total, 1e-6)[..., None]
+    return (colours + (weight[..., None] * (patch - colours) if keep else 0)).astype(np.float32)
 
 
 def _complete_iris(patch: Image, shown: Image, dx: Image, dy: Image, radius: float) -> Image:
@@ -171,21 +182,57 @@ def _pixel(image, qx, qy, c):  # type: ignore[no-untyped-def]
     return a + fy * (b - a)
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _stretched(before, after, width, u):  # type: ignore[no-untyped-def]
+    """How far a pixel is stretched lid: `before`, `after`: px inside the lid's old and new rim."""
+    moved = _step(before - after, np.float32(0.03) * width, np.float32(0.12) * width)
+    below_brow = _step(before, np.float32(-0.30) * width, np.float32(-0.10) * width)
+    above_lashes = _step(-after, np.float32(0.02) * width, np.float32(0.07) * width)
+    side = _step(min(u, np.float32(1) - u), np.float32(-0.06), np.float32(0.10))
+    return moved * below_brow * above_lashes * side
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _step(x, low, high):  # type: ignore[no-untyped-def]
+    """Smooth rise from 0 at `low` to 1 at `high`."""
+    t = min(max((x - low) / (high - low), np.float32(0)), np.float32(1))
+    return t * t * (np.float32(3) - np.float32(2) * t)
+
+
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
 def _draw(  # type: ignore[no-untyped-def]
-    image, source, sclera, disc, origin, iris, frame_s, upper_s, lower_s, frame, upper, lower,
+    image, source, field, scale, sclera, disc, lid, grain, origin, iris, frame_s, upper_s, lower_s, frame, upper, lower,
     affine, shift, strength, turned, feather, window,
 ):  # fmt: skip
     one = np.float32(1)
     radius = iris[2]
+    width = np.sqrt(frame_s[1, 0] ** 2 + frame_s[1, 1] ** 2)
     for y in range(window[0], window[1]):
         for x in range(window[2], window[3]):
             px, py = np.float32(x + 0.5), np.float32(y + 0.5)
-            inside = strength * opening.coverage(frame, upper, lower, px, py, feather, np.float32(0))
-            if inside <= 0:
+            u, below, above = opening.place(frame, upper, lower, px, py)
+            if u < -0.1 or u > 1.1 or below < -0.35 * width or above < -0.35 * width:
                 continue
             qx = affine[0, 0] * px + affine[0, 1] * py + affine[0, 2]
             qy = affine[1, 0] * px + affine[1, 1] * py + affine[1, 2]
+            u_s, below_s, above_s = opening.place(frame_s, upper_s, lower_s, qx, qy)
+
+            # A lid that comes down (or up) is stretched skin: blurred, lest the lashes and pores of its few source
+            # pixels become stripes. Its rim, with the lashes, stays as the warp brought it.
+            skin = max(_stretched(below_s, below, width, u_s), _stretched(above_s, above, width, u_s))
+            if skin > 0:
+                skin *= strength
+                row = min(max(int(py / scale), 0), field.shape[0] - 1)
+                column = min(max(int(px / scale), 0), field.shape[1] - 1)
+                wx = px + scale * field[row, column, 0] - origin[1]
+                wy = py + scale * field[row, column, 1] - origin[0]
+                noise = grain[int(qy) % len(grain), int(qx) % len(grain)]
+                for c in range(3):
+                    image[y, x, c] += skin * (_pixel(lid, wx, wy, c) + noise - image[y, x, c])
+
+            inside = strength * opening.coverage(frame, upper, lower, px, py, feather, np.float32(0))
+            if inside <= 0:
+                continue
             # The iris, looked up where it was before the gaze moved it.
             ix, iy = qx - shift[0], qy - shift[1]
             distance = np.sqrt((ix - iris[0]) ** 2 + (iy - iris[1]) ** 2)
@@ -193,8 +240,12 @@ def _draw(  # type: ignore[no-untyped-def]
             # Own pixels where the photo shows the eyeball and the gaze is the photo's.
             own = opening.coverage(frame_s, upper_s, lower_s, qx, qy, feather, np.float32(0.5) * feather)
             own *= one - turned
+            # The lids' shadow on what they uncover; the photo's own pixels have theirs.
+            shade = one - np.float32(0.38) * np.exp(-max(below, np.float32(0)) / (np.float32(0.07) * width))
+            shade *= one - np.float32(0.15) * np.exp(-max(above, np.float32(0)) / (np.float32(0.04) * width))
             for c in range(3):
                 ball = _pixel(sclera, qx - origin[1], qy - origin[0], c)
                 value = ball + on_iris * (_pixel(disc, ix - origin[1], iy - origin[0], c) - ball)
+                value *= one + (shade - one) * (one - own)
                 value += own * (_pixel(source, qx, qy, c) - value)
                 image[y, x, c] += inside * (value - image[y, x, c])

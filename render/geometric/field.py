@@ -237,7 +237,7 @@ def _stretch(coarse: Image, hidden: Image) -> Image:
             # Smallest singular value of a 2 x 2 matrix: |its conformal part| - |its anti-conformal part|.
             same = half * np.sqrt((xx + yy) ** 2 + (xy - yx) ** 2)
             other = half * np.sqrt((xx - yy) ** 2 + (xy + yx) ** 2)
-            t = (np.float32(0.5) - (same - other)) / np.float32(0.25)
+            t = (np.float32(0.34) - (same - other)) / np.float32(0.24)
             t = min(max(t, np.float32(0)), np.float32(1))
             stretch[y, x] = hidden[y, x] * t * t * (np.float32(3) - np.float32(2) * t)
     return stretch

@@ -64,7 +64,7 @@ def split(image: Image, person: Image, face: Image, face_width: float) -> Matte:
     reach = 0.07 * face_width
     distance = ndimage.distance_transform_edt(alpha < 0.03)
     hole = np.clip(1 - (distance - 0.5 * reach) / (0.5 * reach), 0, 1).astype(np.float32)
-    background = paint_background(image, hole)
+    background = paint_background(image, hole, 0.04 * face_width)
     outline = alpha.astype(np.float32)
     alpha = (1 - trust * (1 - outline)).astype(np.float32)
     return Matte(alpha, outline, trust, hole, background)
@@ -124,16 +124,41 @@ def guided_filter(guide: Image, values: Image, radius: int, epsilon: float) -> I
     return np.clip((mean(slope) * guide).sum(-1) + mean(offset), 0, 1).astype(np.float32)
 
 
-def paint_background(image: Image, hole: Image) -> Image:
-    """The picture with `hole` filled smoothly from its surroundings, at half resolution inside."""
+def paint_background(image: Image, hole: Image, margin: float) -> Image:
+    """The picture with `hole` painted over from its surroundings.
+
+    Colours are continued smoothly (membrane); grain and small structure are mirrored at the edge of the hole, so that
+    a strip which comes into sight beside a moving head looks like the wall next to it, not like fog.
+
+    Args:
+        margin: px next to the hole whose colours are not trusted: strands of hair that no matte catches.
+    """
     height, width = hole.shape
-    weights = (1 - hole) * (hole < 0.5)
+    outside, nearest = ndimage.distance_transform_edt(hole > 0, return_indices=True)
+    clear = ndimage.distance_transform_edt(hole <= 0)
+    weights = np.clip(clear / max(margin, 1.0), 0, 1).astype(np.float32) ** 2
     # Colours next to the hole count only as averages over a neighbourhood: single pixels would draw long streaks.
-    known = ndimage.gaussian_filter(weights, 3.0)[..., None]
-    smooth = ndimage.gaussian_filter(image * weights[..., None], (3.0, 3.0, 0)) / np.maximum(known, 1e-4)
+    known = np.maximum(ndimage.gaussian_filter(weights, 3.0), 1e-4)[..., None]
+    smooth = ndimage.gaussian_filter(image * weights[..., None], (3.0, 3.0, 0)) / known
     fill = membrane.solve(smooth[::2, ::2], 20 * weights[::2, ::2], sweeps=20)
     fill = membrane.upsample(fill, (height, width), 2.0)
+
+    detail = image - ndimage.gaussian_filter(image, (4.0, 4.0, 0), mode="nearest")
+    grain = 3 * float(np.median(np.abs(detail[hole <= 0]))) if (hole <= 0).any() else 0.0
+    detail = np.clip(detail, -grain, grain)  # the grain of the wall, not the writing on it
+    # Mirror image of every painted pixel: as far behind the edge of the hole as the pixel lies before it.
+    row, column = np.mgrid[:height, :width]
+    step = 2 + 2 * margin / np.maximum(outside, 1)
+    y = _reflected(row + step * (nearest[0] - row), height)
+    x = _reflected(column + step * (nearest[1] - column), width)
+    fill += (detail * (hole <= 0)[..., None])[y, x]
     return image + hole[..., None] * (fill - image)
+
+
+def _reflected(index: NDArray, size: int) -> NDArray[np.int64]:
+    """Whole indices folded back into 0 ... size - 1."""
+    folded = np.abs(np.rint(index).astype(np.int64)) % (2 * size)
+    return np.minimum(folded, 2 * size - 1 - folded)
 
 
 def _connected(mask: NDArray[np.bool_], seed: Image, margin: float) -> Image:

@@ -11,7 +11,7 @@ Sizes are those of adult teeth (Ash and Nelson, "Wheeler's Dental Anatomy"), sca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ...geom.camera import Camera
 from ...geom.head import HeadModel, HeadParams
 from ...geom.landmarks import Embedding
 from . import opening
-from .opening import Opening, from_rims
+from .opening import SAMPLES, Opening, from_rims
 
 Image = NDArray[np.float32]
 Points = NDArray[np.float32]
@@ -80,27 +80,62 @@ def arches(head: HeadModel, params: HeadParams, embedding: Embedding) -> tuple[A
     scale = float(np.linalg.norm(places[78] - places[308])) / MOUTH_WIDTH
     neck, jaw = max(1, len(head.parents) - 4), max(1, len(head.parents) - 3)
     mm = 1e-3 * scale
-    upper = Arch((seam + np.array([0, -1.8, -5.5]) * mm).astype(np.float32), 17 * mm, scale, neck)
-    lower = Arch((seam + np.array([0, -3.6, -7.5]) * mm).astype(np.float32), 16 * mm, scale, jaw)
+    upper = Arch((seam + np.array([0, -3.0, -6.5]) * mm).astype(np.float32), 17 * mm, scale, neck)
+    lower = Arch((seam + np.array([0, -4.6, -8.5]) * mm).astype(np.float32), 16 * mm, scale, jaw)
     return upper, lower
 
 
-def find(landmarks: Points, edge: Points, skin: NDArray[np.float32], upper: Arch, lower: Arch) -> Mouth:
+def find(
+    photo: Image, landmarks: Points, edge: Points, metres: float, skin: NDArray[np.float32], upper: Arch, lower: Arch
+) -> Mouth:
     """The mouth of a source.
 
     Args:
+        photo: (h, w, 3) in [0, 1] at output size.
         landmarks: (478, 2) output px.
-        edge: (2,) output px of the edge between the two middle upper teeth.
+        edge: (2,) output px of the edge between the two middle upper teeth, where the model puts it.
+        metres: size of an output pixel at the teeth.
         skin: (K, 3) colours of visible skin.
     """
     rims = from_rims(landmarks[list(UPPER)], landmarks[list(LOWER)])
-    _, below, above = opening.place(rims.frame, rims.upper, rims.lower, np.float32(edge[0]), np.float32(edge[1]))
-    split = float(np.clip(below / max(below + above, 1e-3), 0.3, 0.95)) if rims.gap > 1 else 0.5
+    u, below, above = opening.place(rims.frame, rims.upper, rims.lower, np.float32(edge[0]), np.float32(edge[1]))
+    gap = max(float(below + above), 1e-3)
+    split = _teeth_end(photo, rims)
+    if split is None:
+        split = float(np.clip(below / gap, 0.3, 0.95))
+    elif 0 < u < 1:
+        # The photo shows where the teeth end: put the model's there, so that drawn teeth continue real ones.
+        shift = np.clip((split * gap - float(below)) * metres, -0.006, 0.006)
+        upper = replace(upper, centre=upper.centre - np.array([0, shift, 0], np.float32))
     own = float(np.clip((rims.gap / _feather(rims) - 1.0) / 1.5, 0, 1))
     colour = np.median(skin, axis=0) if len(skin) else np.full(3, 0.5)
     span = float(colour.max() - colour.min()) / max(float(colour.max()), 1e-3)
     saturation = float(np.clip((span - 0.04) / 0.25, 0, 1))
     return Mouth(rims, upper, lower, split, colour.astype(np.float32), saturation, own, _palette(colour, saturation))
+
+
+def _teeth_end(photo: Image, rims: Opening) -> float | None:
+    """Share of the opening's height, from the upper lip, at which the photo's upper teeth end; None if it shows none."""
+    if rims.gap < 4:
+        return None
+    u = np.linspace(0.3, 0.7, 15)
+    share = (np.arange(24) + 0.5) / 24
+    at = (u * (SAMPLES - 1)).astype(int)
+    across = rims.upper[at] + share[:, None] * (rims.lower - rims.upper)[at]
+    points = rims.frame[0] + u[None, :, None] * rims.frame[1] + across[..., None] * rims.frame[2]
+    height, width = photo.shape[:2]
+    x = np.clip(points[..., 0].astype(int), 0, width - 1)
+    y = np.clip(points[..., 1].astype(int), 0, height - 1)
+    # Teeth are the bright and least red of what is in a mouth.
+    rows = np.median(photo[y, x].min(-1), axis=1)
+    peak = rows[: len(rows) * 3 // 4].max()
+    outside = float(np.median(photo[y, x].max(-1)))
+    if peak < 0.25 or peak < 0.5 * outside:
+        return None
+    bright = rows > 0.6 * peak
+    first = int(np.argmax(bright))
+    run = np.flatnonzero(~bright[first:])
+    return float(np.clip((first + (run[0] if len(run) else len(rows) - first)) / len(rows), 0.3, 0.97))
 
 
 def draw(
@@ -118,7 +153,7 @@ def draw(
         camera: of the output picture.
         strength: [0, 1] opacity of the layer.
     """
-    if strength <= 0:
+    if strength <= 0 or not (np.isfinite(upper_map).all() and np.isfinite(lower_map).all()):
         return
     feather = _feather(mouth.opening)
     window = opening.bounds(target, 2.0, (image.shape[0], image.shape[1]))
@@ -232,7 +267,7 @@ def _teeth(hit, x, y, drop, teeth, rho, scale, down, pixel):  # type: ignore[no-
     # Shading: rounded sides, a dark line between neighbours (softer than a pixel it vanishes), bright upper middle,
     # edges a little translucent, less light the deeper it lies.
     gap = (np.float32(1) - abs(t)) * np.float32(0.5) * width
-    seam = np.float32(0.34) * (np.float32(1) - _step(gap, np.float32(0), max(np.float32(0.45) * mm, pixel)))
+    seam = np.float32(0.20) * (np.float32(1) - _step(gap, np.float32(0), max(np.float32(0.45) * mm, pixel)))
     seam *= (
         np.float32(0.4) + np.float32(0.6) * _step(height, np.float32(-1) * mm, np.float32(5) * mm)
         if down > 0
@@ -272,17 +307,17 @@ def _draw(  # type: ignore[no-untyped-def]
             # Under the lips it is darker: less sky. Metres to the lips, across.
             _, below, above = opening.place(frame, upper, lower, px, py)
             from_upper, from_lower = below * pixel, above * pixel
-            lips = np.float32(0.55) + np.float32(0.45) * _step(from_upper, zero, np.float32(3.5) * mm)
-            lips *= np.float32(0.72) + np.float32(0.28) * _step(from_lower, zero, np.float32(2.5) * mm)
+            lips = np.float32(0.74) + np.float32(0.26) * _step(from_upper, zero, np.float32(3.0) * mm)
+            lips *= np.float32(0.88) + np.float32(0.12) * _step(from_lower, zero, np.float32(2.5) * mm)
             open_wide = _step((below + above) * pixel, np.float32(4) * mm, np.float32(16) * mm)
 
-            # Tongue: a mound behind the lower teeth, in the frame of the jaw.
-            rise = (yl + np.float32(1) * mm) / (np.float32(11) * mm)
-            side = xl / (np.float32(21) * mm)
+            # Tongue: a mound behind the lower teeth, in the frame of the jaw; it fills the floor of an open mouth.
+            rise = (yl + np.float32(2) * mm) / (np.float32(15) * mm)
+            side = xl / (np.float32(20) * mm)
             mound = one - side * side - max(rise, zero) ** 2
-            tongue = _step(mound, zero, np.float32(0.55)) if hit_l else zero
-            tongue_light = np.float32(0.30) + np.float32(0.42) * _step(mound, np.float32(0.1), one) * open_wide
-            tongue_light *= one - np.float32(0.22) * np.exp(-((xl / (np.float32(2.2) * mm)) ** 2))
+            tongue = _step(mound, zero, np.float32(0.7)) if hit_l else zero
+            tongue_light = np.float32(0.22) + np.float32(0.45) * _step(mound, np.float32(0.05), one) * open_wide
+            tongue_light *= one - np.float32(0.18) * np.exp(-((xl / (np.float32(2.5) * mm)) ** 2))
             for c in range(3):
                 v = palette[3, c] * (np.float32(0.35) + np.float32(0.65) * open_wide)
                 v += tongue * (palette[2, c] * tongue_light - v)
@@ -307,6 +342,8 @@ def _draw(  # type: ignore[no-untyped-def]
                 share = sb / max(sb + sa, np.float32(1e-3))
                 from_below = opening.coverage(frame_s, upper_s, lower_s, lx, ly, feather, grow)
                 from_below *= _step(share, split - np.float32(0.06), split + np.float32(0.06))
+                # A split at the lower lip means that the photo shows nothing of the lower jaw.
+                from_below *= one - _step(split, np.float32(0.75), np.float32(0.92))
                 from_top, from_below = own * from_top, own * from_below
                 for c in range(3):
                     v = value[c]

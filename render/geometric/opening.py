@@ -67,7 +67,8 @@ def from_rims(upper: Points, lower: Points) -> Opening:
     rims = []
     for chain in (upper, lower):
         along = (chain - origin) @ axis / length**2
-        along = np.maximum.accumulate(along + 1e-4 * np.arange(len(along)))
+        # Seen from the side, points beyond the corner fold back; a function of u needs them in order.
+        along = np.maximum.accumulate(along) + 1e-4 * np.arange(len(along))
         rims.append(PchipInterpolator(along, (chain - origin) @ across)(np.clip(u, along[0], along[-1])))
     frame = np.stack([origin, axis, across]).astype(np.float32)
     return Opening(frame, rims[0].astype(np.float32), rims[1].astype(np.float32))

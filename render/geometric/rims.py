@@ -22,7 +22,7 @@ Points = NDArray[np.float32]
 
 PAIRS = tuple(tuple(zip(eyes.UPPER[side][2:-2], eyes.LOWER[side][2:-2], strict=True)) for side in (0, 1))
 """Landmarks above each other on the lids, right and left eye."""
-OVERLAP = 0.05
+OVERLAP = 0.10
 """Eye widths that closed lids are pushed over each other; without it a slit stays."""
 
 

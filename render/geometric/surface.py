@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numba import njit
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
 from scipy.interpolate import RBFInterpolator
 from scipy.spatial import cKDTree
 
@@ -64,6 +64,8 @@ class Surface:
     """(H, W) metres of the nearest skin, inf where there is none."""
     bust: NDArray[np.float32]
     """(N,) share of the root joint: 1 on shoulders that stay when the head turns."""
+    soften: sparse.csr_matrix
+    """(N, N) average over a vertex's surroundings, about 1 cm wide."""
     skin: NDArray[np.float32]
     """(N,) 1 near landmarks (the face proper), 0 on the scalp and neck."""
 
@@ -164,7 +166,7 @@ def inflate(head: HeadModel, params: HeadParams, camera: Camera, embedding: Embe
     reach = np.clip((np.radians(125) - np.abs(theta)) / np.radians(45), 0, 1)
     ratio = 1 + (ratio - 1) * reach
     ratio = ndimage.median_filter(ratio, 5, mode="wrap")
-    ratio = ndimage.gaussian_filter1d(ratio, 1.5, mode="wrap")
+    ratio = ndimage.gaussian_filter1d(ratio, 2.0, mode="wrap")
     k = np.interp(angle, theta, ratio, period=2 * np.pi)
     return ((rest - middle) * ((k - 1) * scalp)[:, None]).astype(np.float32)
 
@@ -187,7 +189,11 @@ def build(head: HeadModel, params: HeadParams, camera: Camera, embedding: Embedd
     slope = np.sqrt(np.maximum(1 - facing**2, 0)) / np.maximum(facing, 0.15)
     pixel = pixels[:, 2] / float(camera.focal[0])
     room = 0.004 + 1.5 * pixel * slope
-    shown = _fade(behind, room, room + 0.005) * rise(facing, 0.05, 0.22)
+    skin = nearness(head, params, embedding, 0.008, 0.022)
+    # Hair has no surface at its outline: what the camera sees from the side there is left to the membrane, which
+    # carries it along rigidly.
+    grazing = rise(facing, 0.05, 0.22) * skin + rise(facing, 0.25, 0.5) * (1 - skin)
+    shown = _fade(behind, room, room + 0.005) * grazing
     inside = rise(sample(ndimage.minimum_filter(alpha, 3), pixels[:, :2]), 0.3, 0.8)
     height, width = size
     in_frame = (pixels[:, 0] > 0) & (pixels[:, 0] < width) & (pixels[:, 1] > 0) & (pixels[:, 1] < height)
@@ -202,7 +208,8 @@ def build(head: HeadModel, params: HeadParams, camera: Camera, embedding: Embedd
         confidence=confidence.astype(np.float32),
         depth=depth,
         bust=head.weights[:, 0].numpy().copy(),
-        skin=nearness(head, params, embedding, 0.008, 0.022),
+        soften=_averaging(faces, len(points), rounds=4),
+        skin=skin,
     )
 
 
@@ -213,6 +220,19 @@ def skin_faces(head: HeadModel) -> NDArray[np.int32]:
         inside = [i for i, name in enumerate(head.part_names) if name in INSIDE_PARTS]
         faces = faces[~torch.isin(head.face_part.long(), torch.tensor(inside))]
     return np.ascontiguousarray(faces.numpy().astype(np.int32))
+
+
+def _averaging(faces: NDArray[np.int32], count: int, rounds: int) -> sparse.csr_matrix:
+    """(N, N) float32: `rounds` times the mean of a vertex and its neighbours."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    ones = np.ones(len(edges), np.float32)
+    matrix = sparse.coo_matrix((ones, (edges[:, 0], edges[:, 1])), (count, count)).tocsr()
+    matrix = ((matrix + matrix.T) > 0).astype(np.float32) + sparse.identity(count, np.float32, "csr")
+    mean = sparse.diags(1 / np.asarray(matrix.sum(1)).ravel()) @ matrix
+    result = mean
+    for _ in range(rounds - 1):
+        result = result @ mean
+    return result.astype(np.float32).tocsr()
 
 
 def facing_camera(vertices: Points, normals: Points) -> NDArray[np.float32]:
