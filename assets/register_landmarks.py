@@ -34,8 +34,6 @@ EYE_UPPER = (33, 246, 161, 160, 159, 158, 157, 173, 133)
 EYE_LOWER = (33, 7, 163, 144, 145, 153, 154, 155, 133)
 LIP_INNER_UPPER, LIP_INNER_LOWER = (78, 191, 80, 81, 82, 13), (78, 95, 88, 178, 87, 14)
 LIP_OUTER_UPPER, LIP_OUTER_LOWER = (61, 185, 40, 39, 37, 0), (61, 146, 91, 181, 84, 17)
-PROFILE = (10, 151, 9, 8, 168, 6, 197, 195, 5, 4, 1, 19, 94, 2, 164, 0)
-PROFILE_BELOW = (17, 18, 200, 199, 175, 152)
 OVAL = (
     *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
     *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
@@ -51,6 +49,8 @@ IBUG_INNER = (
 """MediaPipe's index of iBUG's points 17 ... 67."""
 
 
+CHIN_SLOPE = 0.25
+"""Point 152 is where the profile of the chin falls this much per metre forwards: almost its lowest point."""
 STIFFNESS = 0.02
 """Smoothing of the places found by projection, against 1e-9 of the anchors (metres, for the kernel |r|)."""
 
@@ -161,7 +161,12 @@ def anchors(
     def match(chain: tuple[int, ...], curve: FloatArray) -> None:
         pairs.extend(zip(chain, along(curve, fractions_of(canonical[list(chain)])), strict=True))
 
+    # The inner corner of the eye is where the skin folds, two rings in front of the lid edge: the detector counts the
+    # tear duct in, which the eyeball of the mesh does not reach.
     upper, lower = split_loop(vertices[lid_rim])
+    fold = vertices[ring_around(ring_around(lid_rim, lid_rim, faces), lid_rim, faces)]
+    corner = fold[np.argmax(fold[:, 0])]
+    upper, lower = np.concatenate([upper, [corner]]), np.concatenate([lower, [corner]])
     match(EYE_UPPER, upper)
     match(EYE_LOWER, lower)
 
@@ -182,16 +187,16 @@ def anchors(
 
     middle = vertices[np.unique(faces)]
     middle = middle[(np.abs(middle[:, 0]) < 1e-9) & (middle[:, 2] > 0)]
-    top_lip, low_lip = (along_pair(pairs, i) for i in (0, 17))
+    top_lip = next(point for i, point in pairs if i == LIP_OUTER_UPPER[-1])
     tip = middle[np.argmax(middle[:, 2])]
-    chin = middle[np.argmin(middle[:, 1] - middle[:, 2])]  # where the profile faces 45 degrees down
+    chin = middle[np.argmin(middle[:, 1] - CHIN_SLOPE * middle[:, 2])]
     philtrum = middle[(middle[:, 1] < tip[1] - 0.005) & (middle[:, 1] > top_lip[1])]
-    under_lip = middle[(middle[:, 1] < low_lip[1]) & (middle[:, 1] > chin[1] + 0.01)]
-    front = under_lip[under_lip[:, 1] < (low_lip[1] + chin[1]) / 2]
-    pairs += [(4, tip), (152, chin)]
-    pairs.append((2, philtrum[np.argmax(philtrum[:, 1] - philtrum[:, 2])]))
-    pairs.append((18, under_lip[under_lip[:, 1] > (low_lip[1] + chin[1]) / 2][-1]))
-    pairs.append((199, front[np.argmax(front[:, 2])]))
+    # The hollow under the lower lip is wide; the detector sees its upper slope.
+    low_lip = pairs[-1][1]
+    hollow = middle[(middle[:, 1] < low_lip[1]) & (middle[:, 1] > (low_lip[1] + chin[1]) / 2)]
+    hollow = hollow[np.argmin(hollow[:, 2])]
+    slope = middle[np.argmin(np.abs(middle[:, 1] - (low_lip[1] + hollow[1]) / 2))]
+    pairs += [(18, slope), (1, tip), (152, chin), (2, philtrum[np.argmax(philtrum[:, 1] - philtrum[:, 2])])]
     index = np.array([i for i, _ in pairs])
     points = np.array([p for _, p in pairs])
     points[np.abs(canonical[index, 0]) < 1e-9, 0] = 0
@@ -201,6 +206,12 @@ def anchors(
     )
 
 
+def ring_around(vertices: IntArray, known: IntArray, faces: IntArray) -> IntArray:
+    """Neighbours of some vertices that are neither among them nor among the known ones."""
+    touched = faces[np.isin(faces, vertices).any(1)]
+    return np.setdiff1d(touched, np.union1d(vertices, known))
+
+
 def thin_out(chain: FloatArray) -> FloatArray:
     """A polyline without points closer than 0.3 mm to the one before."""
     kept = [chain[0]]
@@ -208,10 +219,6 @@ def thin_out(chain: FloatArray) -> FloatArray:
         if np.linalg.norm(point - kept[-1]) > 3e-4:
             kept.append(point)
     return np.array(kept)
-
-
-def along_pair(pairs: list[tuple[int, FloatArray]], index: int) -> FloatArray:
-    return next(point for i, point in pairs if i == index)
 
 
 def similarity(sources: FloatArray, targets: FloatArray) -> tuple[float, FloatArray, FloatArray]:
