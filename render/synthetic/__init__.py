@@ -3,7 +3,7 @@
     from headwarp.render.synthetic import render_head, sample_appearance, sample_identity, sample_motion
 
     head = load_head()
-    params = sample_motion(seed, frames=100, fps=25, head=head).replace(...)
+    params = sample_motion(seed, 100, 25.0, head, shape=sample_identity(seed, head))
     frame = render_head(head, params, camera, sample_appearance(seed, head), size=(512, 512))
 
 The same seed is the same person, light and place, on every machine. No textures or other files are read.
@@ -11,7 +11,19 @@ The same seed is the same person, light and place, on every machine. No textures
 
 from __future__ import annotations
 
+from .motion import Performance, resting_place, sample_motion, sample_performance
 from .people import Appearance, sample_appearance, sample_identity
 from .render import CLASSES, Frame, render_head
 
-__all__ = ["CLASSES", "Appearance", "Frame", "render_head", "sample_appearance", "sample_identity"]
+__all__ = [
+    "CLASSES",
+    "Appearance",
+    "Frame",
+    "Performance",
+    "render_head",
+    "resting_place",
+    "sample_appearance",
+    "sample_identity",
+    "sample_motion",
+    "sample_performance",
+]

@@ -51,7 +51,7 @@ def bake_eye(colouring: Colouring, pupil: float, seed: int, size: int = 512) -> 
     # Sclera: warm white, pinker to the corners, fine veins.
     place = np.stack([x, y, np.zeros_like(x)], 1)
     tint = 0.5 + 0.5 * colouring.melanin
-    white = from_bytes(203, 195, 189) * (1 - 0.10 * tint)
+    white = from_bytes(216, 209, 203) * (1 - 0.10 * tint)
     corner = _ramp(np.abs(x), 0.45, 0.95) + 0.25 * _ramp(np.abs(y), 0.5, 0.95)
     sclera = white * np.array([0.97, 0.80, 0.76]) ** (0.6 * corner)[:, None]
     warp = place + 0.10 * np.stack([noise.fractal(place, 3, 3, seed=seed + 3 + k) for k in range(3)], 1)

@@ -97,14 +97,14 @@ def brows(shape: BrowShape, colouring: Colouring, anatomy: Anatomy, rng: np.rand
     # A generous region for the scatter, the exact shape by rejection below.
     front = anatomy.local[:, 2] > -0.03
     near = front & (along > -0.3) & (along < 1.3) & (np.abs(across) < 6)
-    triangle, root = anatomy.scatter(rng, 26000, anatomy.skin_faces, near.astype(float))
+    triangle, root = anatomy.scatter(rng, 45000, anatomy.skin_faces, near.astype(float))
     local = anatomy.to_local(root)
     along, across = brow_coordinates(local, shape)
     ragged = 0.25 * noise.fractal(local, 500, 2, seed=3) / 0.17
     # Sparse at the head, dense in the body, fading at the tail; denser in the middle of its height.
     profile = np.interp(along, [-0.05, 0.0, 0.15, 0.35, 0.85, 1.0, 1.03], [0, 0.35, 0.8, 1, 1, 0.6, 0])
     keep = rng.random(len(local)) < profile * np.clip(1.25 - np.abs(across + ragged) ** 2.5, 0, 1)
-    keep = np.flatnonzero(keep & (np.abs(across) < 1.25))[: int(620 * shape.density)]
+    keep = np.flatnonzero(keep & (np.abs(across) < 1.25))[: int(1150 * shape.density)]
     triangle, root, local, along, across = triangle[keep], root[keep], local[keep], along[keep], across[keep]
     normal, up, side = _tangent_frame(anatomy, triangle, root)
     outwards = side * np.sign(local[:, :1])
@@ -120,7 +120,7 @@ def brows(shape: BrowShape, colouring: Colouring, anatomy: Anatomy, rng: np.rand
         rng.normal(0, 0.18, len(keep))
     )
     points = _lay(root, normal, direction, bend, length, np.full(len(keep), 0.0009), 4, anatomy.scale)
-    width = 0.00026 * np.array([0.9, 1.0, 0.75, 0.25]) * np.exp(rng.normal(0, 0.2, (len(keep), 1)))
+    width = 0.00029 * np.array([0.9, 1.0, 0.75, 0.25]) * np.exp(rng.normal(0, 0.2, (len(keep), 1)))
     colour = colouring.brows * np.exp(rng.normal(0, 0.18, (len(keep), 1)))
     return _pack(anatomy, triangle, points, width, colour, normal)
 
@@ -138,7 +138,7 @@ def lashes(length: float, colouring: Colouring, anatomy: Anatomy, rng: np.random
         sign = 1.0 if name.startswith("left") else -1.0
         line = anatomy.vertices[rim]
         reach = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
-        count = 150 if upper else 70
+        count = 190 if upper else 90
         at = np.sort(rng.uniform(0.06, 0.99, count))
         place = at * reach[-1]
         index = np.clip(np.searchsorted(reach, place) - 1, 0, len(rim) - 2)

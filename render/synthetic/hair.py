@@ -60,7 +60,7 @@ STYLES = {
     "fade": HairStyle(13000, 5, 0.024, 0.004, 0.00055, 0.016, 0.55, "whorl", stray=0.3, clump=0.3),
     "short": HairStyle(11000, 7, 0.042, 0.016, 0.00065, 0.022, 0.5, "whorl", stray=0.25, clump=0.45),
     "quiff": HairStyle(11000, 8, 0.062, 0.012, 0.00065, 0.034, 0.8, "back", stray=0.16, clump=0.4),
-    "parted": HairStyle(10000, 9, 0.085, 0.022, 0.00070, 0.022, 0.45, "part", forward=-0.35, stray=0.12, clump=0.4),
+    "parted": HairStyle(12000, 9, 0.080, 0.022, 0.00062, 0.015, 0.4, "part", forward=-0.45, stray=0.09, clump=0.4),
     "slick": HairStyle(9000, 9, 0.095, 0.04, 0.00070, 0.009, 0.15, "back", stray=0.06, clump=0.25),
     "bob": HairStyle(
         12000, 14, 0.225, 0.165, 0.00060, 0.024, 0.35, "part", forward=-0.5, gravity=0.5, stray=0.05, clump=0.3
@@ -163,7 +163,7 @@ def grow(style: HairStyle, anatomy: Anatomy, rng: np.random.Generator) -> tuple[
     length = style.side + (style.top - style.side) * high
     length = length * np.exp(rng.normal(0, 0.12, count)) * (0.45 + 0.55 * _smooth(hairline_margin(local), 0.0, 0.022))
     # Each strand rides at its own height over the skin; the lower ones are covered by the others.
-    rank = rng.random(count) ** 0.7
+    rank = rng.random(count) ** 0.55
     wave = 1 + 0.35 * noise.fractal(local, 35, 2, seed=seed + 1) / 0.17
     near_edge = _smooth(hairline_margin(local, style.recede), 0.0, 0.03)
     thin = style.side / max(style.top, 1e-6)

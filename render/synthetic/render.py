@@ -29,8 +29,6 @@ from .shading import Surface
 from .skin import LIP_BOTTOM, LIP_TOP, LIP_X
 from .strands import Posed, Strands, carry_on_skin, carry_rigid, follow_skull, ribbon_faces, ribbons
 
-SAMPLES = 2
-"""Samples per pixel along each axis."""
 CLASSES = ("background", "skin", "lips", "eye", "mouth", "teeth", "tongue", "brow", "hair", "cloth")
 """What `Frame.segmentation` counts; lashes and beards are in "brow"."""
 SHADOW_RADIUS = 0.26
@@ -58,7 +56,13 @@ class Frame:
 
 
 def render_head(
-    head: HeadModel, params: HeadParams, camera: Camera, appearance: Appearance, size: tuple[int, int]
+    head: HeadModel,
+    params: HeadParams,
+    camera: Camera,
+    appearance: Appearance,
+    size: tuple[int, int],
+    *,
+    samples: int = 2,
 ) -> Frame:
     """Pictures of a synthetic person.
 
@@ -68,6 +72,7 @@ def render_head(
         camera: batch 1 or B.
         appearance: from `sample_appearance`.
         size: (H, W) pixels.
+        samples: per pixel along each axis; 3 is smoother on hair, at twice the time.
     Raises:
         ValueError: a camera batch that does not fit.
     """
@@ -75,7 +80,7 @@ def render_head(
         raise ValueError(f"render_head: camera must have batch 1 or {len(params)} as params, got {len(camera)}.")
     with torch.no_grad():
         frames = [
-            _render(head, params[k], camera if len(camera) == 1 else camera[k], appearance, size, k)
+            _render(head, params[k], camera if len(camera) == 1 else camera[k], appearance, size, samples, k)
             for k in range(len(params))
         ]
     return Frame(**{f.name: torch.cat([getattr(frame, f.name) for frame in frames]) for f in fields(Frame)})
@@ -102,12 +107,18 @@ class _Pose:
 
 
 def _render(
-    head: HeadModel, params: HeadParams, camera: Camera, look: Appearance, size: tuple[int, int], number: int
+    head: HeadModel,
+    params: HeadParams,
+    camera: Camera,
+    look: Appearance,
+    size: tuple[int, int],
+    samples: int,
+    number: int,
 ) -> Frame:
     mesh = body(head)
     device = head.v_template.device
     pose = _pose(head, params, mesh)
-    grid = (SAMPLES * size[0], SAMPLES * size[1])
+    grid = (samples * size[0], samples * size[1])
     faces = mesh.faces.to(device)
     ndc = camera.ndc(pose.drawn[None], size)
     fragments = rasterize(ndc, faces, grid, perspective=True)
@@ -127,39 +138,33 @@ def _render(
     )
     attributes = torch.cat([mesh.local.to(device), pose.normals, mesh.uv.to(device), share, albedo], 1)
     pixels = _interpolate(attributes, fragments, ndc, faces)[index]
-    points = _unproject(camera, index, depth[index], grid)
+    points = _unproject(camera, index, depth[index], grid, samples)
     linear[index], labels[index] = _shade_solid(
         head, mesh, look, pose, pixels, points, fragments.face_id.flatten()[index].long(), shadows
     )
 
-    spacing = -float(pose.vertices[:, 2].mean()) / float(camera.focal[0]) / SAMPLES
+    spacing = -float(pose.vertices[:, 2].mean()) / float(camera.focal[0]) / samples
     nearest, covered = depth, torch.zeros_like(depth)
     for (posed, strands), label in zip(layers, ("brow", "hair"), strict=False):
-        hairs, hair_ndc, hair_faces = _draw(posed, strands, camera, size, grid, spacing)
+        hairs, values = _draw(posed, strands, camera, size, grid, spacing, dense=label == "hair")
         index = (hairs.depth.flatten() < nearest).nonzero().squeeze(1)
-        points = _unproject(camera, index, hairs.depth.flatten()[index], grid)
-        linear[index] = _shade_strands(
-            posed,
-            strands,
-            look,
-            _interpolate_strands(posed, strands, hairs, hair_ndc, hair_faces)[index],
-            points,
-            shadows,
-        )
+        points = _unproject(camera, index, hairs.depth.flatten()[index], grid, samples)
+        light, cover = _shade_strands(look, values[index], points, shadows)
+        linear[index] += cover * (light - linear[index])
         nearest = torch.minimum(nearest, hairs.depth.flatten())
-        covered[index] = 1.0
-        labels[index] = CLASSES.index(label)
+        covered[index] = cover[:, 0]
+        labels[index[cover[:, 0] > 0.5]] = CLASSES.index(label)
 
     truth = rasterize(ndc, faces, size, perspective=True)
     world = interpolate(torch.cat([pose.normals, pose.drawn], 1)[None], truth, ndc, faces, perspective=True)
     on = truth.face_id[:, None] >= 0
     return Frame(
-        image=_develop(linear.mT.reshape(3, *grid), look, number)[None],
+        image=_develop(F.avg_pool2d(linear.mT.reshape(1, 3, *grid), samples)[0], look, number)[None],
         depth=torch.where(on, -world[:, 5:6], torch.full_like(world[:, :1], float("inf"))),
         normals=F.normalize(world[:, :3], dim=1) * on,
-        segmentation=_vote(labels.reshape(grid))[None],
+        segmentation=_vote(labels.reshape(grid), samples)[None],
         face_id=torch.where(truth.face_id < mesh.head_faces, truth.face_id, torch.full_like(truth.face_id, -1)),
-        hair=F.avg_pool2d(covered.reshape(1, 1, *grid), SAMPLES),
+        hair=F.avg_pool2d(covered.reshape(1, 1, *grid), samples),
         vertices=pose.vertices[None],
     )
 
@@ -219,44 +224,51 @@ def _interpolate(attributes: Tensor, fragments: Fragments, ndc: Tensor, faces: T
     )
 
 
-def _unproject(camera: Camera, index: Tensor, depth: Tensor, grid: tuple[int, int]) -> Tensor:
+def _unproject(camera: Camera, index: Tensor, depth: Tensor, grid: tuple[int, int], samples: int) -> Tensor:
     """(P, 3) world points of samples."""
-    x = (index % grid[1] + 0.5) / SAMPLES
-    y = (torch.div(index, grid[1], rounding_mode="floor") + 0.5) / SAMPLES
+    x = (index % grid[1] + 0.5) / samples
+    y = (torch.div(index, grid[1], rounding_mode="floor") + 0.5) / samples
     return camera.unproject(torch.stack([x, y, depth], 1)[None])[0]
 
 
 def _draw(
-    posed: Posed, strands: Strands, camera: Camera, size: tuple[int, int], grid: tuple[int, int], spacing: float
-) -> tuple[Fragments, Tensor, Tensor]:
-    """Rasterised ribbons. Hairs thinner than a sample (`spacing` metres) are widened to it, and thinned out in return."""
+    posed: Posed,
+    strands: Strands,
+    camera: Camera,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    spacing: float,
+    dense: bool,
+) -> tuple[Fragments, Tensor]:
+    """Rasterised ribbons, and tangent, volume normal, depth in the hair, colour, cover at the samples (H W, 11).
+
+    Hairs thinner than a sample (`spacing` metres) are widened to it. In return, single hairs become transparent; in dense hair, where there is
+    other hair behind, some are left out.
+    """
     count, points = strands.shape
-    spacing *= 1.15  # hair behind the head's middle is drawn smaller
-    share = (strands.width / spacing).clamp_max(1.0)
-    # Multiples of the golden ratio: random enough, and the same in every frame.
-    chance = (torch.arange(count, device=share.device, dtype=torch.float64) * 0.6180339887498949 % 1).float()
-    keep = chance[:, None] < 0.5 * (share[:, 1:] + share[:, :-1])
-    faces = ribbon_faces(count, points).to(share.device)[keep.flatten().repeat(2)]
+    spacing *= 1.15  # what is behind the head's middle is drawn smaller
+    cover = (strands.width / spacing).clamp_max(1.0)
+    faces = ribbon_faces(count, points).to(cover.device)
+    if dense:
+        # Multiples of the golden ratio: random enough, and the same in every frame.
+        chance = (torch.arange(count, device=cover.device, dtype=torch.float64) * 0.6180339887498949 % 1).float()
+        keep = chance[:, None] < 0.5 * (cover[:, 1:] + cover[:, :-1])
+        faces, cover = faces[keep.flatten().repeat(2)], torch.ones_like(cover)
     ndc = camera.ndc(ribbons(posed, strands.width, narrowest=spacing)[None], size)
-    return rasterize(ndc, faces, grid, perspective=True, cull=False), ndc, faces
-
-
-def _interpolate_strands(posed: Posed, strands: Strands, fragments: Fragments, ndc: Tensor, faces: Tensor) -> Tensor:
-    """(H W, 10): tangent, volume normal, depth in the hair, colour."""
-    count, points = strands.shape
+    fragments = rasterize(ndc, faces, grid, perspective=True, cull=False)
     colour = strands.colour[:, None].expand(count, points, 3)
-    attributes = torch.cat([posed.tangent, posed.normal, strands.depth[..., None], colour], -1).reshape(
-        count * points, 10
+    values = torch.cat([posed.tangent, posed.normal, strands.depth[..., None], colour, cover[..., None]], -1).reshape(
+        -1, 11
     )
-    return _interpolate(attributes.repeat(2, 1), fragments, ndc, faces)
+    return fragments, _interpolate(values.repeat(2, 1), fragments, ndc, faces)
 
 
-def _shade_strands(
-    posed: Posed, strands: Strands, look: Appearance, pixels: Tensor, points: Tensor, shadows: ShadowMap
-) -> Tensor:
-    tangent, normal, depth, colour = pixels.split([3, 3, 1, 3], 1)
+def _shade_strands(look: Appearance, values: Tensor, points: Tensor, shadows: ShadowMap) -> tuple[Tensor, Tensor]:
+    """Light (P, 3) and cover (P, 1)."""
+    tangent, normal, depth, colour, cover = values.split([3, 3, 1, 3, 1], 1)
     tangent, normal = F.normalize(tangent, dim=1), F.normalize(normal, dim=1)
-    return shading.light_hair(points, tangent, normal, colour, depth[:, 0].clamp(0, 1), look.lighting, shadows)
+    light = shading.light_hair(points, tangent, normal, colour, depth[:, 0].clamp(0, 1), look.lighting, shadows)
+    return light, cover.clamp(0, 1)
 
 
 def _shade_solid(
@@ -283,7 +295,7 @@ def _shade_solid(
         albedo.contiguous(),
         torch.full_like(uv[:, 0], 0.7),
         torch.ones_like(uv[:, 0]),
-        share,
+        share.clone(),
     )
     labels = torch.full_like(part, CLASSES.index("skin"), dtype=torch.uint8)
 
@@ -316,6 +328,9 @@ def _shade_solid(
             arch, gum = _teeth_coordinates(head, name, local[rows])
             surface.albedo[rows], surface.gloss[rows] = shading.teeth(local[rows], arch, gum, name == "teeth_upper")
             labels[rows] = CLASSES.index("teeth")
+    # Teeth are lit through their neighbours and the lips, which the visibility of single vertices does not know.
+    rows = labels == CLASSES.index("teeth")
+    surface.share[rows] = 0.4 + 0.6 * surface.share[rows]
     colour = shading.light_surface(surface, look.lighting, shadows)
 
     for joint, side in ((3, "left"), (4, "right")):
@@ -377,17 +392,16 @@ def _lid_shade(head: HeadModel, vertices: Tensor, points: Tensor, side: str) -> 
     return shade
 
 
-def _vote(labels: Tensor) -> Tensor:
-    """(H, W) most frequent label of each pixel's samples (2H, 2W); ties go to the higher label."""
-    blocks = labels.unfold(0, SAMPLES, SAMPLES).unfold(1, SAMPLES, SAMPLES).flatten(2)
+def _vote(labels: Tensor, samples: int) -> Tensor:
+    """(H, W) most frequent label of each pixel's samples (S H, S W); ties go to the higher label."""
+    blocks = labels.unfold(0, samples, samples).unfold(1, samples, samples).flatten(2)
     counts = (blocks[..., None] == blocks[..., None, :]).sum(-1) * len(CLASSES) + blocks.long()
     return blocks.gather(-1, counts.argmax(-1, keepdim=True)).squeeze(-1)
 
 
-def _develop(linear: Tensor, look: Appearance, number: int) -> Tensor:
-    """The camera: lens blur, exposure, film curve, noise. (3, 2H, 2W) linear -> (3, H, W) sRGB in [0, 1]."""
-    image = F.avg_pool2d(linear[None] * look.exposure, SAMPLES)[0]
-    image = image.clamp_min(0)
+def _develop(image: Tensor, look: Appearance, number: int) -> Tensor:
+    """The camera: exposure, film curve, noise. (3, H, W) linear -> sRGB in [0, 1]."""
+    image = (image * look.exposure).clamp_min(0)
     # A soft shoulder: linear up to 0.6, then rolling off to 1.
     knee = 0.6
     image = torch.where(image < knee, image, knee + (1 - knee) * (1 - torch.exp(-(image - knee) / (1 - knee))))

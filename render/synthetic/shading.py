@@ -225,7 +225,7 @@ def teeth(local: Tensor, arch: Tensor, gum: Tensor, upper: bool) -> tuple[Tensor
     ends = torch.cat([widths.new_zeros(1), widths.cumsum(0)])
     tooth = torch.bucketize(arch.contiguous(), ends[1:-1])
     across = ((arch - ends[tooth]) / widths[tooth]).clamp(0, 1) * 2 - 1
-    ivory = local.new_tensor([0.74, 0.68, 0.57])
+    ivory = local.new_tensor([0.80, 0.75, 0.65])
     gap = torch.exp(-(((1 - across.abs()) / (0.09 + 0.10 * (1 - gum))) ** 2)) * (0.35 + 0.35 * (1 - gum))
     rounded = 1 - 0.25 * across**4
     canine = torch.where(tooth == 2, 0.95, 1.0)

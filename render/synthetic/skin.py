@@ -149,7 +149,7 @@ def paint(local: np.ndarray, colouring: Colouring, look: SkinLook, rims: cKDTree
         * np.clip(1.3 - np.abs(across), 0, 1)
         * (z > -0.03)
     )
-    under = (0.34 * look.brows.density * profile * (1 + 0.3 * grain)).clip(0, 0.75)[:, None]
+    under = (0.46 * look.brows.density * profile * (1 + 0.3 * grain)).clip(0, 0.75)[:, None]
     albedo = albedo * (1 - under) + under * (0.35 * albedo + 0.65 * colouring.brows)
 
     # Lips: colour, vertical lines, gloss.
