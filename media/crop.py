@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -129,7 +130,7 @@ class Crop:
                 f"paste: needs an (H, W, 3) picture and a uint8 {square} crop, got {image.shape} and "
                 f"{crop_image.dtype} {crop_image.shape}."
             )
-        weight = _ramp(self.size, feather)
+        weight = _ramp(self.size, feather)  # (size, size) float32
         if mask is not None:
             if mask.shape != square[:2]:
                 raise ValueError(f"paste: mask must be {square[:2]}, got {mask.shape}.")
@@ -137,11 +138,17 @@ class Crop:
         if reference is not None:
             weight = weight * _changed(crop_image, reference)
 
+        result = image.copy()
+        # Only the box of the picture that the crop's weighty part covers is computed.
+        x, y, w, h = cv2.boundingRect((weight > 0).astype(np.uint8))
+        if not w:
+            return result
         height, width = image.shape[:2]
-        corners = self.to_image(np.array([(0, 0), (self.size, 0), (0, self.size), (self.size, self.size)]))
+        corners = self.to_image(
+            np.array([(x - 1, y - 1), (x + w + 1, y - 1), (x - 1, y + h + 1), (x + w + 1, y + h + 1)])
+        )
         left, top = np.maximum(np.floor(corners.min(0)).astype(int), 0)
         right, bottom = np.minimum(np.ceil(corners.max(0)).astype(int), (width, height))
-        result = image.copy()
         if left >= right or top >= bottom:
             return result
         # box_from_crop: the inverse of `matrix`, seen from the corner of the box that is touched
@@ -150,10 +157,9 @@ class Crop:
         matrix, box = np.column_stack([linear, shift]), (int(bottom - top), int(right - left))
         under = result[top:bottom, left:right]
         over = _resample(crop_image, matrix, box)
-        share = np.clip(_resample(weight, matrix, box, outside=0.0, smooth=True), 0, 1)[..., None]
-        blended = under + share * (over.astype(np.float32) - under)
-        np.rint(blended, out=blended)
-        under[...] = blended.astype(np.uint8)
+        share = _resample(weight, matrix, box, outside=0.0, smooth=True)
+        # OpenCV divides by the sum of the weights plus 1e-5, which rounds back to the picture's own value at share 0.
+        under[...] = cv2.blendLinear(under, over, 1 - share, share)
         return result
 
 
@@ -273,11 +279,14 @@ def _resample(
     return warped if warped.ndim == image.ndim else warped[..., None]
 
 
+@lru_cache(maxsize=8)
 def _ramp(size: int, feather: float) -> np.ndarray:
     """(size, size) float32 weight: 1 inside, a cosine ramp to 0 at the border."""
     distance = (np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5) / max(feather * size, 0.5)
     edge = (0.5 - 0.5 * np.cos(np.pi * np.clip(distance, 0, 1))).astype(np.float32)
-    return np.minimum(edge[:, None], edge[None, :])
+    ramp = np.minimum(edge[:, None], edge[None, :])
+    ramp.setflags(write=False)  # shared by the cache
+    return ramp
 
 
 def _changed(crop_image: np.ndarray, reference: np.ndarray) -> np.ndarray:
