@@ -41,6 +41,8 @@ class GeometricConfig:
     """Blow the skull up to the outline of the hair."""
     relight: float = 0.7
     """Exponent on the change of shading that moving skin gets; 0 leaves the photo's shading on the skin."""
+    seal: float = 0.035
+    """Mouth widths of lip gap that still count as closed, when the mouth of the source is closed."""
     bust_follow: tuple[float, float, float] = (0.8, 0.5, 0.5)
     """Share of the head's translation in x, y, z that the shoulders follow; the crop's bottom stays."""
     hidden: tuple[float, float] = (0.004, 0.009)
@@ -174,12 +176,11 @@ class GeometricRenderer:
 
     @torch.no_grad()
     def render(self, state: SourceState, motion: HeadParams) -> Rendered:
-        """The source person with the head parameters `motion` (B = 1, the source's shape)."""
+        """The source person with the head parameters `motion` (B = 1); another shape than the source's bends the face."""
         config, skin = self.config, state.surface
         size = state.matte.alpha.shape
         threads = torch.get_num_threads()
 
-        motion = motion.replace(shape=state.params.shape)
         motion = motion.replace(eyelids=state.rims.lids(motion))
         vertices = self._posed(state, motion)
         target = state.camera.project(torch.from_numpy(vertices)[None])
@@ -238,6 +239,9 @@ class GeometricRenderer:
 
         lips = state.mouth
         target = rims.mouth(points * scale)
+        if lips.own < 1:
+            # Fits leave a pixel or two between closed lips, and differences of fits more: such a gap stays shut.
+            target = target.sealed((1 - lips.own) * self.config.seal * lips.opening.width)
         moved = np.abs((points - rims.landmarks)[[*mouth.UPPER, *mouth.LOWER]]).max() * scale
         opened = (target.gap - lips.opening.gap) / (0.012 * lips.opening.width)
         strength = surface.rise(moved, 0.05, 0.5) * max(lips.own, float(surface.rise(opened, 0.3, 1.5)))

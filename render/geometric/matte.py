@@ -143,8 +143,8 @@ def paint_background(image: Image, hole: Image, margin: float) -> Image:
     fill = membrane.solve(smooth[::2, ::2], 20 * weights[::2, ::2], sweeps=20)
     fill = membrane.upsample(fill, (height, width), 2.0)
 
-    detail = image - ndimage.gaussian_filter(image, (4.0, 4.0, 0), mode="nearest")
-    grain = 3 * float(np.median(np.abs(detail[hole <= 0]))) if (hole <= 0).any() else 0.0
+    detail = image - ndimage.gaussian_filter(image, (2.0, 2.0, 0), mode="nearest")
+    grain = 2 * float(np.median(np.abs(detail[hole <= 0]))) if (hole <= 0).any() else 0.0
     detail = np.clip(detail, -grain, grain)  # the grain of the wall, not the writing on it
     # Mirror image of every painted pixel: as far behind the edge of the hole as the pixel lies before it.
     row, column = np.mgrid[:height, :width]

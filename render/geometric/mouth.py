@@ -81,7 +81,7 @@ def arches(head: HeadModel, params: HeadParams, embedding: Embedding) -> tuple[A
     neck, jaw = max(1, len(head.parents) - 4), max(1, len(head.parents) - 3)
     mm = 1e-3 * scale
     upper = Arch((seam + np.array([0, -3.0, -6.5]) * mm).astype(np.float32), 17 * mm, scale, neck)
-    lower = Arch((seam + np.array([0, -4.6, -8.5]) * mm).astype(np.float32), 16 * mm, scale, jaw)
+    lower = Arch((seam + np.array([0, -3.7, -8.5]) * mm).astype(np.float32), 16 * mm, scale, jaw)
     return upper, lower
 
 
@@ -189,9 +189,9 @@ def _palette(skin: NDArray, saturation: float) -> NDArray[np.float32]:
     """(4, 3) colours of enamel, gum, tongue and cavity under the light that the skin shows."""
     luma = float(skin @ np.array([0.299, 0.587, 0.114]))
     # Enamel is a bit brighter than light skin, and much brighter than dark skin.
-    bright = np.clip(0.30 + 0.75 * luma, 0.2, 0.92)
-    tint = (np.maximum(skin, 0.02) / max(luma, 0.02)) ** 0.35
-    base = np.array([[0.97, 0.93, 0.86], [0.80, 0.42, 0.42], [0.76, 0.40, 0.40], [0.20, 0.07, 0.07]])
+    bright = np.clip(0.36 + 0.78 * luma, 0.2, 0.97)
+    tint = (np.maximum(skin, 0.02) / max(luma, 0.02)) ** 0.22
+    base = np.array([[0.97, 0.93, 0.86], [0.80, 0.42, 0.42], [0.74, 0.40, 0.42], [0.30, 0.12, 0.12]])
     colours = base * bright * tint
     grey = colours @ np.array([0.299, 0.587, 0.114])
     keep = np.array([0.25 + 0.75 * saturation, saturation, saturation, saturation])[:, None]
@@ -261,21 +261,17 @@ def _teeth(hit, x, y, drop, teeth, rho, scale, down, pixel):  # type: ignore[no-
         edge += (np.float32(0.6) + np.float32(0.35) * (k - 2)) * mm
     inside = opening.soft(height - edge, max(pixel, np.float32(0.25) * mm))
     # Gum: scalloped, points of gum between the teeth.
-    line = teeth[k, 2] - np.float32(1.6) * mm * t * t
-    gum = _step(height, line - np.float32(0.4) * mm, line + np.float32(0.4) * mm)
+    neck = teeth[k, 2] - np.float32(1.6) * mm * t * t
+    gum = _step(height, neck - np.float32(0.4) * mm, neck + np.float32(0.4) * mm)
 
     # Shading: rounded sides, a dark line between neighbours (softer than a pixel it vanishes), bright upper middle,
     # edges a little translucent, less light the deeper it lies.
     gap = (np.float32(1) - abs(t)) * np.float32(0.5) * width
-    seam = np.float32(0.20) * (np.float32(1) - _step(gap, np.float32(0), max(np.float32(0.45) * mm, pixel)))
-    seam *= (
-        np.float32(0.4) + np.float32(0.6) * _step(height, np.float32(-1) * mm, np.float32(5) * mm)
-        if down > 0
-        else np.float32(1)
-    )
-    bright = (np.float32(1) - seam) * (np.float32(1) - np.float32(0.13) * t * t)
+    line = max(np.float32(0.45) * mm, pixel)
+    seam = np.float32(0.22) * min(np.float32(0.4) * mm / line, np.float32(1)) / (np.float32(1) + np.float32(0.4) * k)
+    bright = np.float32(1) - seam * (np.float32(1) - _step(gap, np.float32(0), line)) - np.float32(0.06) * t * t
     bright *= np.float32(0.90) + np.float32(0.10) * _step(height - edge, np.float32(0), np.float32(2.5) * mm)
-    bright *= np.exp(-drop / (np.float32(20) * mm))
+    bright *= np.exp(-drop / (np.float32(34) * mm))
     return inside, gum, bright
 
 
@@ -307,22 +303,22 @@ def _draw(  # type: ignore[no-untyped-def]
             # Under the lips it is darker: less sky. Metres to the lips, across.
             _, below, above = opening.place(frame, upper, lower, px, py)
             from_upper, from_lower = below * pixel, above * pixel
-            lips = np.float32(0.74) + np.float32(0.26) * _step(from_upper, zero, np.float32(3.0) * mm)
-            lips *= np.float32(0.88) + np.float32(0.12) * _step(from_lower, zero, np.float32(2.5) * mm)
+            lips = np.float32(0.80) + np.float32(0.20) * _step(from_upper, zero, np.float32(3.0) * mm)
+            lips *= np.float32(0.90) + np.float32(0.10) * _step(from_lower, zero, np.float32(2.5) * mm)
             open_wide = _step((below + above) * pixel, np.float32(4) * mm, np.float32(16) * mm)
 
             # Tongue: a mound behind the lower teeth, in the frame of the jaw; it fills the floor of an open mouth.
-            rise = (yl + np.float32(2) * mm) / (np.float32(15) * mm)
-            side = xl / (np.float32(20) * mm)
+            rise = (yl + np.float32(3) * mm) / (np.float32(26) * mm)
+            side = xl / (np.float32(25) * mm)
             mound = one - side * side - max(rise, zero) ** 2
-            tongue = _step(mound, zero, np.float32(0.7)) if hit_l else zero
-            tongue_light = np.float32(0.22) + np.float32(0.45) * _step(mound, np.float32(0.05), one) * open_wide
-            tongue_light *= one - np.float32(0.18) * np.exp(-((xl / (np.float32(2.5) * mm)) ** 2))
+            tongue = _step(mound, zero, np.float32(0.9)) if hit_l else zero
+            tongue_light = np.float32(0.36) + np.float32(0.52) * _step(mound, np.float32(0.1), one) * open_wide
+            tongue_light *= one - np.float32(0.10) * np.exp(-((xl / (np.float32(3) * mm)) ** 2))
             for c in range(3):
                 v = palette[3, c] * (np.float32(0.35) + np.float32(0.65) * open_wide)
                 v += tongue * (palette[2, c] * tongue_light - v)
                 lower_colour = palette[0, c] + gum_l * (np.float32(0.8) * palette[1, c] - palette[0, c])
-                v += tooth_l * (np.float32(0.66) * bright_l * lower_colour - v)
+                v += tooth_l * (np.float32(0.76) * bright_l * lower_colour - v)
                 upper_colour = palette[0, c] + gum_u * (palette[1, c] - palette[0, c])
                 v += tooth_u * (bright_u * upper_colour - v)
                 value[c] = lips * v

@@ -47,6 +47,12 @@ class Opening:
         quarter = SAMPLES // 4
         return float((self.lower - self.upper)[quarter:-quarter].mean())
 
+    def sealed(self, amount: float) -> Opening:
+        """The opening with its rims drawn together by `amount` px where they are close, hardly where they are apart."""
+        gap = np.maximum(self.lower - self.upper, 0)
+        half = 0.5 * amount * np.exp(-gap / max(3 * amount, 1e-6)).astype(np.float32)
+        return Opening(self.frame, self.upper + half, self.lower - half)
+
     def coverage(self, points: Points, feather: float, grow: float = 0.0) -> NDArray[np.float32]:
         """(K,) how far (K, 2) px lie inside; soft over `feather` px, the rims moved out by `grow` px."""
         points = np.ascontiguousarray(points, np.float32)
