@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 from av.container import OutputContainer
 
-from .container import audio_stream, open_input, origin
+from .container import audio_stream, fraction, open_input, origin
 
 # What players of each container really play, not all that FFmpeg would write.
 _COPIED = {
@@ -67,7 +67,7 @@ class AudioCopy:
     def _copied(self, stream: av.AudioStream) -> Iterator[av.Packet]:
         before: av.Packet | None = None
         for packet in self._demuxed(stream):
-            packet.pts = packet.dts = round((_seconds(packet) - self._zero) / packet.time_base)
+            packet.pts = packet.dts = round((_seconds(packet) - self._zero) / _tick(packet))
             if packet.pts < 0:
                 before = packet
                 continue
@@ -89,7 +89,7 @@ class AudioCopy:
                 continue  # a damaged packet is a few milliseconds of silence
             for frame in frames:
                 if frame.pts is not None and _seconds(frame) >= self._zero:
-                    frame.pts = round((_seconds(frame) - self._zero) / (frame.time_base or 1))
+                    frame.pts = round((_seconds(frame) - self._zero) / _tick(frame))
                     for ready in resampler.resample(frame):
                         yield from self._stream.encode(ready)
         for ready in resampler.resample(None):
@@ -116,7 +116,12 @@ class AudioCopy:
 
 
 def _seconds(item: av.Packet | av.AudioFrame) -> Fraction:
-    """Presentation time on the stream's own clock."""
-    if item.pts is None or item.time_base is None:
-        raise ValueError("sound without time stamps")
-    return item.pts * item.time_base
+    """Presentation time on the stream's own clock; only for items that have one."""
+    assert item.pts is not None
+    return item.pts * _tick(item)
+
+
+def _tick(item: av.Packet | av.AudioFrame) -> Fraction:
+    tick = fraction(item.time_base)
+    assert tick is not None
+    return tick

@@ -72,6 +72,17 @@ def audio_stream(container: InputContainer) -> av.AudioStream | None:
     return stream if isinstance(stream, av.AudioStream) and stream.codec_context is not None else None
 
 
+def fraction(value: Fraction | av.AVRational | None) -> Fraction | None:
+    """A rational of PyAV as Python's own: up to PyAV 18 these are fractions or None, from 19 on AVRational or 0 / 1."""
+    return Fraction(value.numerator, value.denominator) if value else None
+
+
+def seconds(ticks: int | None, time_base: Fraction | av.AVRational | None) -> Fraction | None:
+    """A time stamp in seconds, exactly; None where the file has none."""
+    tick = fraction(time_base)
+    return None if ticks is None or tick is None else ticks * tick
+
+
 def origin(container: InputContainer) -> Fraction:
     """The clip's time zero in seconds on its own clock; one for picture and sound, so that they stay together."""
     return Fraction(container.start_time or 0, av.time_base)

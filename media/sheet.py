@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -182,6 +183,9 @@ def _font(line: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 @lru_cache(maxsize=256)
 def _text(text: str, width: int, line: int, tight: bool = False) -> np.ndarray:
     """(line, width, 3) text on paper, cut where it is too long; `tight` ends the paper with the text."""
+    # Pillow's own font has ASCII only: accents are dropped, other scripts become question marks.
+    text = unicodedata.normalize("NFKD", text)
+    text = "".join(c for c in text if not unicodedata.combining(c)).encode("ascii", "replace").decode()
     font = _font(line)
     room = width - line // 2
     shown = text

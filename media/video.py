@@ -26,7 +26,7 @@ from av.container import InputContainer
 from av.sidedata.sidedata import SideData
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from .container import audio_stream, open_input, origin, video_stream
+from .container import audio_stream, fraction, open_input, origin, seconds, video_stream
 from .errors import InputError
 from .files import IMAGE_SUFFIXES, list_images
 from .hdr import HDR_TRANSFERS, needs_conversion, to_srgb
@@ -120,7 +120,6 @@ class VideoReader:
         self._max_side = max_side
         self._fps = None if fps is None else Fraction(fps).limit_denominator(100_000)
         self._pictures: list[Path] = []
-        self._running: list[Iterator[Frame]] = []
         self.info = self._look()
 
     @property
@@ -190,7 +189,7 @@ class VideoReader:
         first = next(self._decoded(container, stream), None)
         if first is None:
             raise InputError(f"{self.path} holds no frame that can be decoded; copy or record it again.")
-        fps = stream.average_rate or stream.guessed_rate or FOLDER_FPS
+        fps = fraction(stream.average_rate) or fraction(stream.guessed_rate) or FOLDER_FPS
         claimed = _claimed_duration(stream)
         if claimed is not None:
             duration = claimed
@@ -215,7 +214,7 @@ class VideoReader:
 
     def _target_size(self, frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
         """(height, width) of the stored frame with square pixels and at most `max_side` long."""
-        aspect = stream.sample_aspect_ratio
+        aspect = fraction(stream.sample_aspect_ratio)
         width = frame.width * float(aspect) if aspect else float(frame.width)
         scale = min(1.0, self._max_side / max(width, frame.height)) if self._max_side else 1.0
         return max(1, round(frame.height * scale)), max(1, round(width * scale))
@@ -223,15 +222,16 @@ class VideoReader:
     def _video_frames(self) -> Iterator[Frame]:
         with open_input(self.path) as container:
             stream = video_stream(container)
-            if stream is None or stream.time_base is None:
+            if stream is None:
                 raise InputError(f"{self.path} has changed since it was opened; it holds no video now.")
-            zero, step = origin(container), 1 / (stream.average_rate or FOLDER_FPS)
+            zero, step = origin(container), 1 / (fraction(stream.average_rate) or FOLDER_FPS)
             reformatter = VideoReformatter()
             height, width = self.size
             last: Fraction | None = None
             index = 0
             for index, frame in enumerate(self._decoded(container, stream)):
-                time = None if frame.pts is None else frame.pts * (frame.time_base or stream.time_base) - zero
+                shown = seconds(frame.pts, frame.time_base or stream.time_base)
+                time = None if shown is None else shown - zero
                 if time is None or (last is not None and time <= last):
                     time = Fraction(0) if last is None else last + step  # no usable time stamp
                 last = time
@@ -278,7 +278,8 @@ class VideoReader:
                         yield frame
         finally:
             if damaged:
-                self.problems.append(f"{self.path} is damaged: {damaged} frames could not be decoded and are left out.")
+                what = "1 frame" if damaged == 1 else f"{damaged} frames"
+                self.problems.append(f"{self.path} is damaged: {what} could not be decoded, left out.")
 
     def _picture_frames(self) -> Iterator[Frame]:
         height, width = self.size
@@ -298,8 +299,9 @@ class VideoReader:
 
 def _claimed_duration(stream: av.VideoStream) -> float | None:
     """Seconds of the pictures alone, by the file's header; Matroska keeps them in a tag."""
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
+    claimed = seconds(stream.duration, stream.time_base)
+    if claimed is not None:
+        return float(claimed)
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) if tag else None
 

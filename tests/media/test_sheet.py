@@ -29,6 +29,7 @@ def test_labels_are_readable_and_long_ones_are_cut():
     assert plain.shape == short.shape == long.shape
     assert (plain != short).any()
     assert short.max() > 200  # light text on dark paper
+    assert (contact_sheet([[image]], ["café"], cell=200) == contact_sheet([[image]], ["cafe"], cell=200)).all()
     assert (long[:, -8:] == plain[:, -8:]).all()  # nothing runs into the margin
 
 
