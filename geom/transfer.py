@@ -5,7 +5,7 @@
     psi = psi_s + g (psi_d - psi_ref),  jaw the same        psi = psi_d,  jaw the same
     gaze = gaze_s + mean of both eyes (gaze_d - gaze_ref)   gaze = gaze_d
     lid openness = openness_s * openness_d / openness_ref   openness = openness_d
-    translation = t_s + t_d - t_ref, depth as a ratio       translation = t_s
+    eyes move by the driver's metres, depth as a ratio      translation = t_s
 
 s source, d driving, ref the driving frame that counts as rest (its first, or its most neutral and frontal). Identity
 always stays the source's. Soft limits keep the result where one photo can still be believed.
@@ -84,7 +84,7 @@ def transfer(
     source = source.expand(frames)
     if options.relative:
         rest = reference.expand(frames)
-        target = _relative(source, scaled_motion(rest, driving, options.strength), rest, options)
+        target = _relative(head, source, scaled_motion(rest, driving, options.strength), rest, options)
     else:
         target = driving.replace(translation=source.translation)
     target = target.replace(shape=source.shape, rotation=_limit_rotation(source.rotation, target.rotation, options))
@@ -142,7 +142,9 @@ def soft_limit(values: Tensor, limit: float, *, knee: float = 0.6) -> Tensor:
     return torch.where(size <= start, values, values.sign() * bent)
 
 
-def _relative(source: HeadParams, driving: HeadParams, rest: HeadParams, options: TransferOptions) -> HeadParams:
+def _relative(
+    head: HeadModel, source: HeadParams, driving: HeadParams, rest: HeadParams, options: TransferOptions
+) -> HeadParams:
     gain = options.expression_gain
     turn = axis_angle_to_matrix(driving.rotation) @ axis_angle_to_matrix(rest.rotation).mT
     rotation = matrix_to_axis_angle(turn @ axis_angle_to_matrix(source.rotation))
@@ -158,7 +160,7 @@ def _relative(source: HeadParams, driving: HeadParams, rest: HeadParams, options
         jaw=source.jaw + gain * (driving.jaw - rest.jaw),
         eyes=source.eyes + torch.cat([gaze, gaze], -1),
         eyelids=_lids(source.eyelids, driving.eyelids, rest.eyelids, options.openness_limit),
-        translation=_translation(source.translation, driving.translation, rest.translation, options),
+        translation=_translation(head, source, driving, rest, turn, options),
     )
 
 
@@ -173,16 +175,32 @@ def _lids(source: Tensor, driving: Tensor, rest: Tensor, limit: float) -> Tensor
     return 1 - (1 - source) * ratio.clamp(0, limit)
 
 
-def _translation(source: Tensor, driving: Tensor, rest: Tensor, options: TransferOptions) -> Tensor:
-    """(B, 3). The depth changes by the driver's ratio; the place in the picture moves by the driver's metres."""
-    zoom = (driving[:, 2:] / rest[:, 2:]).log()
+def _translation(
+    head: HeadModel, source: HeadParams, driving: HeadParams, rest: HeadParams, turn: Tensor, options: TransferOptions
+) -> Tensor:
+    """(B, 3) such that the eyes follow the driver's eyes: the depth by ratio, the place in the picture by metres.
+
+    The head turns about the root joint, an arm's length below the eyes, so that a few degrees between the fits of
+    source and driver would shift the face. What the turn (B, 3, 3) does to the source's own arm is therefore taken off.
+    """
+    roots, eyes = zip(*(_root_and_eyes(head, params) for params in (source, driving, rest)), strict=True)
+    arm = eyes[0] - roots[0]
+    step = eyes[1] - eyes[2] - ((turn @ arm[..., None])[..., 0] - arm)
+    zoom = (1 + step[:, 2:] / eyes[2][:, 2:]).clamp_min(1e-3).log()
     depth = soft_limit(zoom, options.zoom_limit).exp()
-    step = driving[:, :2] - rest[:, :2]
-    length = step.norm(dim=-1, keepdim=True)
-    step = step * torch.where(
-        length > 0, soft_limit(length, options.translation_limit) / length.clamp_min(1e-12), torch.ones_like(length)
-    )
-    return torch.cat([source[:, :2] * depth + step, source[:, 2:] * depth], -1)
+    aside = step[:, :2]
+    length = aside.norm(dim=-1, keepdim=True)
+    limited = soft_limit(length, options.translation_limit) / length.clamp_min(1e-12)
+    aside = aside * torch.where(length > 0, limited, torch.ones_like(length))
+    zoomed = eyes[0] * (depth - 1)
+    return source.translation + zoomed + torch.nn.functional.pad(aside, (0, 1))
+
+
+def _root_and_eyes(head: HeadModel, params: HeadParams) -> tuple[Tensor, Tensor]:
+    """World places (B, 3) of the root joint and of the middle between the eyes (of the root alone without eye joints)."""
+    joints = head.joints(params)
+    eyes = joints[:, 3:5].mean(1) if head.n_joints >= 5 else joints[:, 0]
+    return joints[:, 0], eyes
 
 
 def _limit_rotation(source: Tensor, target: Tensor, options: TransferOptions) -> Tensor:
