@@ -220,8 +220,7 @@ class VideoFitter:
         view, person = self._settled
         ahead = self._waiting[: count + _LOOKAHEAD]
         seen = Observations.of([o.face for o in ahead], self._last_seen)
-        _, state = self.solver.start(seen.landmarks, view)
-        state.expression[:] = self.solver.expression_of(seen.units)
+        _, state = self.solver.start(seen.landmarks, seen.units, view)
         solve = self.solver.solve
         state, _ = solve(seen.landmarks, seen.units, view, state, person, pose_only=True, iterations=2)
         state, _ = solve(
@@ -362,7 +361,7 @@ def settle(solver: Solver, seen: Observations, *, offsets: bool) -> tuple[View, 
         seen: frames with faces; the first fixes the camera.
         offsets: whether to learn where this person's landmarks sit beside the model's (needs several frames).
     """
-    view, state = solver.start(seen.landmarks)
+    view, state = solver.start(seen.landmarks, seen.units)
     person = solver.person()
     state, person = solver.solve(seen.landmarks, seen.units, view, state, person, pose_only=True, iterations=4)
     state, person = solver.solve(seen.landmarks, seen.units, view, state, person, shared_shape=True, iterations=10)

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from ..geom.head import HeadModel, HeadParams
 from ..geom.landmarks import Embedding
 from ..geom.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 from ..third_party.mediapipe import FACE_CONTOUR, LEFT_EYE_CORNERS, LEFT_IRIS, RIGHT_EYE_CORNERS, RIGHT_IRIS
+from .reading import Reading, reading_for
 
 Array = NDArray[np.float64]
 Pair = tuple[Array, Array]
@@ -65,7 +66,7 @@ class SolveWeights:
 
     landmark: float = 0.03
     """Of a landmark, relative to the eye distance. Single ones are better, but their errors are not independent."""
-    robust: float = 0.05
+    robust: float = 0.08
     """Residual, relative to the eye distance, at which a landmark's weight has fallen to one half."""
     contour: float = 0.1
     """Weight of landmarks of the face contour."""
@@ -82,6 +83,8 @@ class SolveWeights:
     """Radians, the other two axes."""
     step_expression: float = 0.15
     """Temporal steps per frame at 25 frames per second."""
+    step_mode: float = 0.3
+    """Of the shared landmark errors, in their standard deviations."""
     step_eyelids: float = 0.5
     step_jaw: float = 0.05
     """Radians."""
@@ -148,7 +151,9 @@ class Solver:
         weights: see `SolveWeights`.
     """
 
-    def __init__(self, head: HeadModel, weights: SolveWeights = SolveWeights()) -> None:
+    def __init__(
+        self, head: HeadModel, weights: SolveWeights = SolveWeights(), reading: Reading | Literal["own"] | None = "own"
+    ) -> None:
         if "mediapipe" not in head.embeddings:
             raise ValueError(
                 f"head '{head.name}' has no MediaPipe landmark embedding, which fitting needs; "
@@ -164,6 +169,13 @@ class Solver:
         self._read_expression(head)
         self.base_weight = np.ones(len(self.index))
         self.base_weight[np.isin(self.index, FACE_CONTOUR)] = weights.contour
+        self.reading = reading_for(head) if reading == "own" else reading
+        if self.reading is not None:
+            self._read_reading(self.reading)
+        groups = (self._expression, self._lids, self._jaw_dirs, self._eye_dirs)
+        still, moving = (np.concatenate([group[part] for group in groups], -1) for part in range(2))
+        self._frame_dirs: Pair = still, moving  # (L, 3, K + 2 + 9 + 18)
+        self._set_expression_scales()
         self.normals = _landmark_normals(head, embedding)[index < 468]
 
     def _read_basis(self, head: HeadModel, embedding: Embedding, kept: NDArray[np.bool_]) -> None:
@@ -208,17 +220,61 @@ class Solver:
         self.rows = rows  # (K, E)
         self._expression: Pair = self._psi[0] @ rows.T, self._psi[1] @ rows.T
         self._joints_expression = self._joints_psi @ rows.T
-        groups = (self._expression, self._lids, self._jaw_dirs, self._eye_dirs)
-        still, moving = (np.concatenate([group[part] for group in groups], -1) for part in range(2))
-        self._frame_dirs: Pair = still, moving  # (L, 3, K + 2 + 9 + 18)
+
+    def _read_reading(self, reading: Reading) -> None:
+        """Fold the observation model into the linear functions; its modes become further unknowns."""
+
+        def picked(values: NDArray[np.float32]) -> Array:
+            return values[self.index].astype(np.float64)
+
+        def plus(pair: Pair, still: Array) -> Pair:
+            return pair[0] + still, pair[1]
+
+        def extended(pair: Pair, still: Array) -> Pair:
+            return np.concatenate([pair[0], still], -1), np.concatenate([pair[1], np.zeros_like(still)], -1)
+
+        self._template = plus(self._template, picked(reading.offsets))
+        if len(self.unit_index):
+            self._expression = plus(self._expression, picked(reading.units)[..., self.unit_index])
+        self._lids = plus(self._lids, picked(reading.lids))
+        # the jaw's code is vec(R - I); its entries 5 and 7 are -sin and sin of a rotation about x
+        response = np.zeros((len(self.index), 3, 9))
+        response[..., 7] = 0.5 * picked(reading.jaw)
+        response[..., 5] = -0.5 * picked(reading.jaw)
+        self._jaw_dirs = plus(self._jaw_dirs, response)
+        person, frame = picked(reading.person_modes), picked(reading.frame_modes)
+        self._shape = extended(self._shape, person)
+        self._expression = extended(self._expression, frame)
+        self.rows = np.concatenate([self.rows, np.zeros((frame.shape[-1], self.rows.shape[1]))])
+        self._joints_shape = np.concatenate([self._joints_shape, np.zeros((*self._joints.shape, person.shape[-1]))], -1)
+        self._joints_expression = np.concatenate(
+            [self._joints_expression, np.zeros((*self._joints.shape, frame.shape[-1]))], -1
+        )
+        self.base_weight = self.base_weight * np.square(np.median(reading.noise) / picked(reading.noise))
+
+    def _set_expression_scales(self) -> None:
+        """Precision of the prior and size of the temporal step of each expression unknown: units or psi, then modes."""
+        s = self.weights
+        modes = 0 if self.reading is None else self.reading.frame_modes.shape[-1]
+        plain = len(self.rows) - modes
+        with_units = len(self.unit_index) > 0
+        sigma = np.ones(len(self.rows))
+        sigma[:plain] = s.units if with_units else s.psi
+        if with_units and self.reading is not None:
+            sigma[:plain] = s.units * self.reading.unit_error[self.unit_index] / 0.2
+        self._expression_precision = 1 / np.square(sigma)
+        self._step_expression = np.full(len(self.rows), s.step_mode)
+        self._step_expression[:plain] = s.step_expression * (1 if with_units else 4)
 
     # ---- starting values
 
-    def start(self, landmarks: NDArray[Any], view: View | None = None) -> tuple[View, State]:
-        """Camera and pose of frames by a similarity between the landmarks, depth included, and the neutral head.
+    def start(self, landmarks: NDArray[Any], units: NDArray[Any], view: View | None = None) -> tuple[View, State]:
+        """Camera and first guess of frames: pose by a similarity between the landmarks, depth included, and the neutral
+        head; expression and lids from the face units.
 
         Args:
             landmarks: (T, 478, 3) pixels, finite.
+            units: (T, 52) ARKit units.
             view: a known camera; else one that puts the first frame at `DISTANCE`.
         """
         model = self._template[0] + self._template[1]
@@ -251,10 +307,10 @@ class Solver:
         # the similarity's scale belongs to the face, not to the root, which stands further back
         face = np.einsum("tij,j->ti", rotation, model[inner].mean(0) - self._joints[0])
         root[:, 2] -= face[:, 2]
-        k = len(self.rows)
+        expression, eyelids = self._prior_means(np.asarray(units, np.float64))
         state = State(
-            expression=np.zeros((frames, k)),
-            eyelids=np.zeros((frames, 2)),
+            expression=expression,
+            eyelids=eyelids,
             jaw=np.tile(np.eye(3), (frames, 1, 1)),
             rotation=rotation,
             translation=root - self._joints[0],
@@ -264,7 +320,7 @@ class Solver:
 
     def person(self) -> Identity:
         """The mean person."""
-        return Identity(np.zeros(self.head.n_shape), np.zeros((len(self.index), 3)))
+        return Identity(np.zeros(self._shape[0].shape[-1]), np.zeros((len(self.index), 3)))
 
     # ---- solving
 
@@ -339,9 +395,13 @@ class Solver:
 
     def expression_of(self, units: NDArray[Any]) -> Array:
         """Expression unknowns (T, K) that ARKit face units (T, 52) ask for; zeros for heads without an ARKit map."""
-        if not len(self.unit_index):
-            return np.zeros((len(units), len(self.rows)))
-        return np.clip(np.asarray(units, np.float64)[:, self.unit_index], 0, 1)
+        out = np.zeros((len(units), len(self.rows)))
+        if len(self.unit_index):
+            values = np.asarray(units, np.float64)
+            if self.reading is not None:
+                values = self.reading.unit_gain * values + self.reading.unit_bias
+            out[:, : len(self.unit_index)] = np.clip(values[:, self.unit_index], 0, 1)
+        return out
 
     def _prior_means(self, units: Array) -> tuple[Array, Array]:
         """Expression (T, K) and eyelids (T, 2) that the face units ask for."""
@@ -450,7 +510,7 @@ class Solver:
         scaled = jacobian * root
         normal = scaled.transpose(0, 2, 1) @ scaled
         gradient = (scaled.transpose(0, 2, 1) @ (residual.reshape(frames, -1, 1) * root))[..., 0]
-        shape_width = self.head.n_shape if shared_shape and not pose_only else 0
+        shape_width = len(person.shape) if shared_shape and not pose_only else 0
         if not pose_only:
             self._add_priors(normal, gradient, shape_width, state, mean, lids_mean, confidence)
         diagonal = np.arange(shape_width, width)
@@ -494,12 +554,10 @@ class Solver:
             normal[:, columns, columns] += precision
             gradient[:, columns] += precision * value
 
-        if len(self.unit_index):
-            add(0, state.expression - mean, present / s.units**2)
-            outside = np.minimum(state.expression, 0) + np.maximum(state.expression - 1, 0)
-            add(0, outside, (outside != 0) / s.bound**2)
-        else:
-            add(0, state.expression, present / s.psi**2)
+        add(0, state.expression - mean, present * self._expression_precision)
+        units = state.expression[:, : len(self.unit_index)]
+        outside = np.minimum(units, 0) + np.maximum(units - 1, 0)
+        add(0, outside, (outside != 0) / s.bound**2)
         add(k, state.eyelids - lids_mean, present / s.eyelids**2)
         outside = np.minimum(state.eyelids, 0) + np.maximum(state.eyelids - 1, 0)
         add(k, outside, (outside != 0) / s.bound**2)
@@ -511,10 +569,10 @@ class Solver:
 
     def _coupled(self, normal: Array, gradient: Array, state: State, before: State | None, smooth: float) -> Array:
         """Gauss-Newton step (T, P) with the temporal term: a block tridiagonal system, solved by elimination."""
-        s, k = self.weights, len(self.rows)
+        s = self.weights
         sigma = np.concatenate(
             [
-                np.full(k, s.step_expression if len(self.unit_index) else 4 * s.step_expression),
+                self._step_expression,
                 np.full(2, s.step_eyelids),
                 np.full(3, s.step_jaw),
                 np.full(3, s.step_rotation),
@@ -590,7 +648,7 @@ class Solver:
 
     def _eye_code(self, gaze: Array) -> Array:
         """(T, 18) pose features vec(R - I) of both eyes."""
-        turn = _gaze_matrix(gaze) - np.eye(3)
+        turn = gaze_matrix(gaze) - np.eye(3)
         return np.concatenate([turn.reshape(-1, 9)] * 2, 1)
 
     def _gaze(
@@ -614,6 +672,9 @@ class Solver:
         model = self.points(view, state, person)[:, self._corner_rows]  # (T, 4, 2)
         error = (corners - model).reshape(-1, 2, 2, 2).mean(2)  # (T, eye, 2)
         pixel = irises - error - np.array(view.principal)
+        if self.reading is not None:
+            offset = self.reading.irises[None].astype(np.float64) @ state.rotation.transpose(0, 2, 1)  # (T, eye, 3)
+            pixel = pixel - offset[..., :2] * [1, -1] * view.focal / -centre[..., 2:]
         # where the ray meets the ball: its depth depends on the place, which depends on the depth; three rounds settle
         towards = np.ones_like(centre[..., 2:])
         for _ in range(3):
@@ -662,14 +723,14 @@ class Solver:
     def params(self, state: State, person: Identity) -> HeadParams:
         """`HeadParams` (T) of the fit."""
         frames = len(state)
-        gaze = torch.from_numpy(_gaze_matrix(state.gaze))
+        gaze = torch.from_numpy(gaze_matrix(state.gaze))
 
         def tensor(values: Array) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(values)).float()
 
         eyes = matrix_to_axis_angle(gaze).float()
         return HeadParams(
-            shape=tensor(np.tile(person.shape, (frames, 1))),
+            shape=tensor(np.tile(person.shape[: self.head.n_shape], (frames, 1))),
             expression=tensor(state.expression @ self.rows),
             rotation=matrix_to_axis_angle(torch.from_numpy(state.rotation)).float(),
             neck=torch.zeros(frames, 3),
@@ -712,7 +773,7 @@ def _log(matrix: Array) -> Array:
     return axis_angle
 
 
-def _gaze_matrix(gaze: Array) -> Array:
+def gaze_matrix(gaze: Array) -> Array:
     """(T, 3, 3) R_y(yaw) R_x(pitch)."""
     zero = np.zeros(len(gaze))
     return _exp(np.stack([zero, gaze[:, 0], zero], 1)) @ _exp(np.stack([gaze[:, 1], zero, zero], 1))
@@ -731,15 +792,19 @@ def _similarity(source: Array, target: Array) -> tuple[float, Array, Array]:
 
 
 def _landmark_normals(head: HeadModel, embedding: Embedding) -> Array:
-    """(L, 3) outward skin normals at the landmarks of the neutral mean head."""
+    """(L, 3) outward directions at the landmarks of the neutral mean head, averaged over a centimetre of skin.
+
+    Averaged, because the normals on the very edges of lids and lips point up or down and would call them hidden.
+    """
     vertices = head.v_template.numpy().astype(np.float64)
     faces = head.faces.numpy()
+    if "head" in head.part_names:
+        faces = faces[head.part_faces("head").numpy()]
     a, b, c = (vertices[faces[:, i]] for i in range(3))
-    across = np.cross(b - a, c - a)
-    per_vertex = np.zeros_like(vertices)
-    for i in range(3):
-        np.add.at(per_vertex, faces[:, i], across)
-    normals = np.einsum("lkx,lk->lx", per_vertex[embedding.corners.numpy()], embedding.barycentric.numpy())
+    across = np.cross(b - a, c - a)  # length = twice the area
+    points = embedding.points(head.v_template[None])[0].numpy()
+    squared = np.square(points[:, None] - (a + b + c)[None] / 3).sum(-1)  # (L, F)
+    normals: Array = np.exp(-squared / (2 * 0.007**2)) @ across
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 
 
