@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import arkit
 from .head import HeadModel, HeadParams
+from .landmarks import Embedding
 from .rotation import axis_angle_to_matrix, euler_to_matrix, matrix_to_axis_angle, matrix_to_euler
 
 Region = Literal["all", "pose", "expression", "eyes", "mouth"]
@@ -178,29 +179,42 @@ def _lids(source: Tensor, driving: Tensor, rest: Tensor, limit: float) -> Tensor
 def _translation(
     head: HeadModel, source: HeadParams, driving: HeadParams, rest: HeadParams, turn: Tensor, options: TransferOptions
 ) -> Tensor:
-    """(B, 3) such that the eyes follow the driver's eyes: the depth by ratio, the place in the picture by metres.
+    """(B, 3) such that the face follows the driver's face: the depth by ratio, the place in the picture by face sizes.
 
-    The head turns about the root joint, an arm's length below the eyes, so that a few degrees between the fits of
+    The head turns about the root joint, an arm's length below the face, so that a few degrees between the fits of
     source and driver would shift the face. What the turn (B, 3, 3) does to the source's own arm is therefore taken off.
+    Lengths scale with the eye distance: one camera cannot tell a small head from a distant one.
     """
-    roots, eyes = zip(*(_root_and_eyes(head, params) for params in (source, driving, rest)), strict=True)
-    arm = eyes[0] - roots[0]
-    step = eyes[1] - eyes[2] - ((turn @ arm[..., None])[..., 0] - arm)
-    zoom = (1 + step[:, 2:] / eyes[2][:, 2:]).clamp_min(1e-3).log()
+    (root, face, own), (_, after, _), (_, before, width) = (_places(head, p) for p in (source, driving, rest))
+    arm = face - root
+    step = (after - before) * (own / width) - ((turn @ arm[..., None])[..., 0] - arm)
+    zoom = (1 + step[:, 2:] / face[:, 2:]).clamp_min(1e-3).log()
     depth = soft_limit(zoom, options.zoom_limit).exp()
     aside = step[:, :2]
     length = aside.norm(dim=-1, keepdim=True)
     limited = soft_limit(length, options.translation_limit) / length.clamp_min(1e-12)
     aside = aside * torch.where(length > 0, limited, torch.ones_like(length))
-    zoomed = eyes[0] * (depth - 1)
-    return source.translation + zoomed + torch.nn.functional.pad(aside, (0, 1))
+    return source.translation + face * (depth - 1) + torch.nn.functional.pad(aside, (0, 1))
 
 
-def _root_and_eyes(head: HeadModel, params: HeadParams) -> tuple[Tensor, Tensor]:
-    """World places (B, 3) of the root joint and of the middle between the eyes (of the root alone without eye joints)."""
+def _places(head: HeadModel, params: HeadParams) -> tuple[Tensor, Tensor, Tensor]:
+    """World places (B, 3) of the root joint and of the middle of the face, and the eye distance (B, 1), in metres.
+
+    A head without eye joints has its root for a face, and 1 for their distance; one without landmarks, its eyes.
+    """
     joints = head.joints(params)
-    eyes = joints[:, 3:5].mean(1) if head.n_joints >= 5 else joints[:, 0]
-    return joints[:, 0], eyes
+    if head.n_joints < 5:
+        return joints[:, 0], joints[:, 0], torch.ones_like(joints[:, 0, :1])
+    root, eyes = joints[:, 0], joints[:, 3:5].mean(1)
+    width = (joints[:, 3] - joints[:, 4]).norm(dim=-1, keepdim=True)
+    if "mediapipe" in head.embeddings:
+        embedding = head.embeddings["mediapipe"]
+        assert isinstance(embedding, Embedding)
+        middle = embedding.points(head.v_template[None])[0].mean(0)
+        rest_eyes = head.joint_template[3:5]
+        offset = (middle - rest_eyes.mean(0)) / (rest_eyes[0] - rest_eyes[1]).norm() * width
+        eyes = eyes + (axis_angle_to_matrix(params.rotation) @ offset[..., None])[..., 0]
+    return root, eyes, width
 
 
 def _limit_rotation(source: Tensor, target: Tensor, options: TransferOptions) -> Tensor:
