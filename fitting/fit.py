@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..geom.camera import Camera
 from ..geom.head import HeadModel, load_head
 from ..geom.track import FaceTrack
+from ..media.crop import BoxSmoother, Crop
 from ..media.errors import InputError
 from ..media.files import IMAGE_SUFFIXES
 from ..media.image import load_image
@@ -74,7 +75,8 @@ def fit_image(
     face = face or largest_face(image, index=index, name=name)
     seen = Observations.of([face])
     view, state, person = settle(solver, seen, offsets=False)
-    return _track(solver, seen, view, state, person, np.zeros(1), 25.0, image.shape[:2])
+    crops = _crop_transforms(seen, BoxSmoother())
+    return _track(solver, seen, view, state, person, np.zeros(1), 25.0, image.shape[:2], crops)
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,8 @@ class VideoFitter:
         self._settled: tuple[View, Identity] | None = None
         self._last: State | None = None
         self._seen = 0
+        self._last_seen: Observations | None = None
+        self._crops = BoxSmoother()
 
     def push(self, image: Picture, time: float) -> Iterator[FaceTrack]:
         """Take the next frame; yields what is ready.
@@ -238,9 +242,9 @@ class VideoFitter:
         self._last_seen = seen[count - 1 : count]
         times = np.array([o.time for o in ahead[:count]])
         self._waiting = self._waiting[count:]
-        return _track(self.solver, seen[:count], view, state[:count], person, times, self.fps, self._size)
-
-    _last_seen: Observations | None = None
+        seen = seen[:count]
+        crops = _crop_transforms(seen, self._crops)
+        return _track(self.solver, seen, view, state[:count], person, times, self.fps, self._size, crops)
 
 
 class LiveFitter:
@@ -267,6 +271,7 @@ class LiveFitter:
         self._settled: tuple[View, Identity] | None = None
         self._last: State | None = None
         self._last_seen: Observations | None = None
+        self._crops = BoxSmoother()
 
     def update(self, image: Picture, time: float = 0.0) -> FaceTrack | None:
         """The fit of the newest frame: a track of one frame; None as long as no face has been seen.
@@ -298,7 +303,9 @@ class LiveFitter:
         view, person = self._settled
         assert self._last is not None
         self._last_seen = seen
-        return _track(self.solver, seen, view, self._last, person, np.array([time]), self.fps, image.shape[:2])
+        crops = _crop_transforms(seen, self._crops)
+        size = image.shape[:2]
+        return _track(self.solver, seen, view, self._last, person, np.array([time]), self.fps, size, crops)
 
 
 def fit_video(
@@ -384,8 +391,22 @@ def _most_different(seen: Observations, count: int) -> NDArray[np.int64]:
     return np.array(sorted(set(chosen)))
 
 
+def _crop_transforms(seen: Observations, smoother: BoxSmoother) -> torch.Tensor:
+    """(T, 3) scale, tx, ty of steady crops around the face."""
+    rows = []
+    for points in seen.landmarks[:, :468]:
+        matrix = smoother.update(Crop.from_landmarks(points)).matrix
+        rows.append([matrix[0, 0], matrix[0, 2], matrix[1, 2]])
+    return torch.tensor(np.array(rows), dtype=torch.float32)
+
+
 def _solver(head: HeadModel | str) -> Solver:
-    return shared_solver(head) if isinstance(head, str) else Solver(head)
+    return shared_solver(head) if isinstance(head, str) else _prepared(head)
+
+
+@lru_cache(maxsize=4)
+def _prepared(head: HeadModel) -> Solver:
+    return Solver(head)
 
 
 def _track(
@@ -397,8 +418,8 @@ def _track(
     times: NDArray[Any],
     fps: float,
     size: Sequence[int],
+    crops: torch.Tensor,
 ) -> FaceTrack:
-    frames = len(seen)
     return FaceTrack(
         params=solver.params(state, person),
         camera=Camera(torch.tensor([view.focal]), torch.tensor([view.principal])),
@@ -406,7 +427,7 @@ def _track(
         confidence=torch.from_numpy(seen.confidence),
         blendshapes=torch.from_numpy(seen.units),
         times=torch.as_tensor(times, dtype=torch.float64),
-        crop=torch.tensor([[1.0, 0.0, 0.0]]).repeat(frames, 1),
+        crop=crops,
         fps=fps,
         image_size=(int(size[0]), int(size[1])),
         head_name=solver.head.name,
