@@ -23,6 +23,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.core.typing.templates import signature as typed
 from numba.extending import intrinsic, lower_builtin, models, register_model
@@ -150,7 +151,8 @@ def get(typingctx, array, at):  # type: ignore[no-untyped-def]
     """One entry; unlike array[at] it does not ask whether the position is negative."""
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        return builder.load(_pointer(context, builder, array, *args, _ELEMENTS[array.dtype]))
+        data = context.make_array(array)(context, builder, args[0]).data
+        return builder.load(builder.gep(data, [args[1]]))
 
     return array.dtype(array, types.intp), codegen
 
@@ -160,7 +162,8 @@ def put(typingctx, array, at, value):  # type: ignore[no-untyped-def]
     """Writes one entry."""
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        builder.store(args[2], _pointer(context, builder, array, *args[:2], _ELEMENTS[array.dtype]))
+        data = context.make_array(array)(context, builder, args[0]).data
+        builder.store(args[2], builder.gep(data, [args[1]]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, array.dtype), codegen
@@ -225,6 +228,20 @@ def widen(typingctx, value):  # type: ignore[no-untyped-def]
         return builder.sitofp(args[0], _vector(_F32))
 
     return Lanes(types.float32)(value), codegen
+
+
+@intrinsic
+def add_product(typingctx, value, factor, scalar):  # type: ignore[no-untyped-def]
+    """value + factor * scalar, rounded once where the machine can."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        kind = args[0].type
+        name = f"llvm.fmuladd.v{WIDTH}f32"
+        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
+        other = args[2] if isinstance(scalar, Lanes) else _splat(builder, args[2])
+        return builder.call(fma, [args[1], other, args[0]])
+
+    return value(value, factor, scalar), codegen
 
 
 @intrinsic

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backend import choose
 from ..rasterize import Fragments, check_mesh
-from . import reference
+from . import ops, reference
 
 
 def interpolate(
@@ -61,28 +61,19 @@ def interpolate(
     if out is not None and gradient:
         raise ValueError("interpolate: out cannot be used where gradients are recorded; use torch.no_grad().")
 
-    if (
-        choose("interpolate", backend, vertices.device) == "numba"
-        and not gradient
-        and attributes.dtype == torch.float32
-    ):
-        from . import cpu
-
-        image = out if out is not None else torch.empty(shape, memory_format=torch.channels_last)
-        cpu.interpolate(
-            attributes.contiguous().numpy(),
-            face_id.contiguous().numpy(),
-            vertices.float().contiguous().numpy(),
-            faces.int().contiguous().numpy(),
-            image.permute(0, 2, 3, 1).numpy(),
-            perspective=perspective,
-            background=background,
-            threads=torch.get_num_threads(),
+    chosen = choose("interpolate", backend, vertices.device)
+    if chosen in ("torch", "pytorch3d"):
+        image = reference.interpolate(
+            attributes, face_id, vertices, faces, perspective=perspective, background=background
         )
-        return image
-    image = reference.interpolate(
-        attributes, face_id, vertices, faces, perspective=perspective, background=background
-    ).permute(0, 3, 1, 2)
+    elif out is not None:
+        mesh = face_id, vertices.detach().float(), faces.int()
+        ops.interpolate(attributes.detach(), *mesh, perspective, background, chosen, out.permute(0, 2, 3, 1))
+        return out
+    else:
+        mesh = face_id, vertices.float(), faces.int()
+        image = torch.ops.headwarp.interpolate(attributes, *mesh, perspective, background, chosen)
+    image = image.permute(0, 3, 1, 2)
     return image if out is None else out.copy_(image)
 
 

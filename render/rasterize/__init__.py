@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choose
+from . import ops as _ops  # noqa: F401  (registers the operator)
 from . import reference
 
 
@@ -53,23 +54,14 @@ def rasterize(
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"rasterize: size must be (H, W), both at least 1, got {size}.")
     chosen = choose("rasterize", backend, vertices.device)
-    vertices, faces = vertices.detach().float().contiguous(), faces.int().contiguous()
-    if chosen == "numba":
-        from . import cpu
+    vertices, faces = vertices.detach().float(), faces.int()
+    if chosen == "torch":
+        return Fragments(*reference.rasterize(vertices, faces, size, cull=cull, perspective=perspective))
+    if chosen == "pytorch3d":
+        from . import adapter
 
-        face_id = torch.empty((len(vertices), *size), dtype=torch.int32)
-        depth = torch.empty((len(vertices), *size), dtype=torch.float32)
-        cpu.rasterize(
-            vertices.numpy(),
-            faces.numpy(),
-            face_id.numpy(),
-            depth.numpy(),
-            cull=cull,
-            perspective=perspective,
-            threads=torch.get_num_threads(),
-        )
-        return Fragments(face_id, depth)
-    return Fragments(*reference.rasterize(vertices, faces, size, cull=cull, perspective=perspective))
+        return Fragments(*adapter.rasterize(vertices, faces, size, cull=cull, perspective=perspective))
+    return Fragments(*torch.ops.headwarp.rasterize(vertices, faces, *size, cull, perspective, chosen))
 
 
 def check_mesh(owner: str, vertices: Tensor, faces: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choose
-from . import reference
+from . import ops, reference
 from .reference import Axis, displacement_axis, grid_axis
 
 
@@ -90,19 +90,13 @@ def _sample(
     if out is not None and out.shape != features.shape:
         raise ValueError(f"{owner}: out must be {tuple(features.shape)} like the features, got {tuple(out.shape)}.")
     zeros = padding == "zeros"
-    chosen = choose(owner, backend, features.device)
-    if chosen == "numba" and not gradient and features.dtype == torch.float32:
-        from . import cpu
-
-        image = torch.empty_like(features, memory_format=torch.channels_last)
-        cpu.warp(
-            features.permute(0, 2, 3, 1).contiguous().numpy(),
-            field.float().permute(0, 2, 3, 1).contiguous().numpy(),
-            image.permute(0, 2, 3, 1).numpy(),
-            zeros=zeros,
-            axes=axes,
-            threads=torch.get_num_threads(),
-        )
-    else:
+    chosen = choose(owner, backend, features.device, offered=("torch", "numba", "triton"))
+    if chosen == "torch":
         image = reference.sample(features, field, *axes, zeros=zeros).contiguous(memory_format=torch.channels_last)
-    return image if out is None else out.copy_(image)
+        return image if out is None else out.copy_(image)
+    numbers = [*axes[0], *axes[1]]
+    if out is None:
+        return torch.ops.headwarp.warp(features, field, numbers, zeros, chosen)
+    if out.stride(1) != 1 or out.dtype != features.dtype:
+        return out.copy_(ops.warp(features.detach(), field.detach(), numbers, zeros, chosen))
+    return ops.warp(features.detach(), field.detach(), numbers, zeros, chosen, out)

@@ -1,21 +1,28 @@
-"""The warp of `reference` as a numba loop over channels-last pixels."""
+"""The warp of `reference` as numba loops over channels-last pixels, a row at a time.
+
+Positions and weights of a row are computed eight pixels per step; the sums over channels take eight channels per step.
+Fields are read where they lie, whatever their memory order, and resized on the way.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from .. import threads as _threads
+from ..lanes import WIDTH, add_product, get, kernel, load, put, ramp, select, splat, store, total, truncate, widen
 from .reference import Axis, displacement_axis
 
-_BAND = 16  # rows per piece of work
+_ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 
 
 def warp(
-    features: NDArray[np.float32],
-    displacement: NDArray[np.float32],
-    image: NDArray[np.float32],
+    features: NDArray[Any],
+    field: NDArray[np.float32],
+    image: NDArray[Any],
     *,
     zeros: bool = False,
     axes: tuple[Axis, Axis] | None = None,
@@ -24,80 +31,326 @@ def warp(
     """Warps numpy arrays into a given one.
 
     Args:
-        features: (B, H, W, C) float32, contiguous.
-        displacement: (B, h, w, 2) float32, contiguous, x and y in NDC, enlarged to H x W when coarser.
-        image: (B, H, W, C) float32, contiguous, written.
+        features: (B, H, W, C) float32, the channels of a pixel side by side. uint16 stands for bfloat16 and int16 for
+            float16, from 8 channels on.
+        field: (B, h, w, 2) float32 in any memory order: a displacement in NDC, unless `axes` say otherwise.
+        image: (B, H, W, C), dtype of the features, the channels of a pixel side by side, written.
         zeros: outside the features lies 0; else the nearest border pixel.
-        axes: another meaning of the field, see `reference`.
+        axes: another meaning of the field along x and y, see `reference`.
         threads: at most this many work.
     """
-    batch, height, width, _ = features.shape
+    batch, height, width, channels = features.shape
     x, y = axes or (displacement_axis(width), displacement_axis(height))
+    forward = _FORWARD[features.dtype]
 
-    def fill(b: int, top: int) -> None:
-        _warp(features[b], displacement[b], *x, *y, zeros, top, min(top + _BAND, height), image[b])
+    def fill(b: int, top: int, bottom: int) -> None:
+        forward(
+            *_flat(features[b]), *_flat(field[b]), field.shape[1:3], (*x, *y), zeros, *_flat(image[b]),
+            (height, width, channels), top, bottom,
+        )  # fmt: skip
 
-    _threads.run(fill, [(b, top) for b in range(batch) for top in range(0, height, _BAND)], threads)
+    _threads.run(fill, _threads.bands(batch, height, threads), threads)
 
 
-@njit(
-    "void(f4[:,:,::1],f4[:,:,::1],f4,f4,f4,f4,f4,f4,b1,i8,i8,f4[:,:,::1])", cache=True, nogil=True, error_model="numpy"
-)
-def _warp(  # type: ignore[no-untyped-def]
-    features, field, base_x, offset_x, scale_x, base_y, offset_y, scale_y, zeros, top, bottom, image
+def warp_backward(
+    grad: NDArray[Any],
+    features: NDArray[Any],
+    field: NDArray[np.float32],
+    *,
+    zeros: bool,
+    axes: tuple[Axis, Axis],
+    threads: int = 1,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Gradients (B, H, W, C) to the features and (B, H, W, 2) to the field after its resizing.
+
+    Args as `warp`; features are C-contiguous, and `grad` (B, H, W, C) to the image has their dtype.
+
+    Small batches are cut into bands of rows. Each band adds to the rows of the features that no band before it touches,
+    and to a strip of its own for the others; the strips are added afterwards, in order. So nothing is written by two
+    threads, smooth fields need little extra memory, and the result does not depend on the number of threads.
+    """
+    batch, height, width, channels = features.shape
+    n_bands = min(max(4 // max(batch, 1), 1), height)
+    edges = [height * k // n_bands for k in range(n_bands + 1)]
+    pieces = [(b, k) for b in range(batch) for k in range(n_bands)]
+    size, meaning = (height, width, channels), (*axes[0], *axes[1])
+    touched = np.zeros((batch, n_bands, 2), np.int64)
+
+    def measure(b: int, k: int) -> None:
+        source = *_flat(field[b]), field.shape[1:3]
+        touched[b, k] = _extent(*source, meaning, zeros, size, edges[k], edges[k + 1])
+
+    if n_bands > 1:
+        _threads.run(measure, pieces, threads)
+    # Rows up to `shared` belong to bands before this one; of them it touches those from `first` on, in its strip.
+    first = touched[..., 0]
+    before = np.maximum.accumulate(touched[..., 1], 1)
+    shared = np.concatenate([np.full((batch, 1), -1), before[:, :-1]], 1)
+    rows = np.maximum(shared + 1 - first, 0)
+    rows[:, 0] = 0
+    ends = height * batch + rows.reshape(-1).cumsum().reshape(rows.shape)
+    buffer = np.zeros((height * batch + int(rows.sum()), width * channels), np.float32)
+    d_field = np.empty((batch, height, width, 2), np.float32)
+    backward = _BACKWARD[features.dtype]
+
+    def fill(b: int, k: int) -> None:
+        strip = int(ends[b, k] - rows[b, k] - first[b, k]), int(shared[b, k]) + 1
+        backward(
+            *_flat(grad[b]), *_flat(features[b]), *_flat(field[b]), field.shape[1:3], meaning, zeros,
+            buffer.reshape(-1), b * height, strip, d_field[b].reshape(-1), size, edges[k], edges[k + 1],
+        )  # fmt: skip
+
+    _threads.run(fill, pieces, threads)
+    for b, k in pieces:
+        if rows[b, k]:
+            start = b * height + first[b, k]
+            buffer[start : start + rows[b, k]] += buffer[ends[b, k] - rows[b, k] : ends[b, k]]
+    return buffer[: height * batch].reshape(features.shape), d_field
+
+
+def _flat(pixels: NDArray[Any]) -> tuple[NDArray[Any], tuple[int, ...]]:
+    """One picture (H, W, C) as all the memory it spans, and its strides in entries."""
+    strides = tuple(s // pixels.itemsize for s in pixels.strides)
+    span = 1 + sum(s * (n - 1) for s, n in zip(strides, pixels.shape, strict=True))
+    return np.lib.stride_tricks.as_strided(pixels, (span,), (pixels.itemsize,)), strides
+
+
+@njit(error_model="numpy")
+def _resize(field, strides, shape, plane, size, row, line):  # type: ignore[no-untyped-def]
+    """One row of one plane of the field at the size of the features."""
+    height, width = size[0], size[1]
+    rows, columns = shape
+    at = plane * strides[2]
+    if rows == height and columns == width:
+        at += row * strides[0]
+        for column in range(width):
+            put(line, column, get(field, at + column * strides[1]))
+        return
+    v = (np.float32(row) + _HALF) * (np.float32(rows) / np.float32(height)) - _HALF
+    v = min(max(v, _ZERO), np.float32(rows - 1))
+    above = np.intp(v)
+    below = at + min(above + 1, rows - 1) * strides[0]
+    v -= np.float32(above)
+    above = at + above * strides[0]
+    ratio, last = np.float32(columns) / np.float32(width), np.float32(columns - 1)
+    for column in range(width):
+        u = min(max((np.float32(column) + _HALF) * ratio - _HALF, _ZERO), last)
+        left = np.intp(u)
+        right = min(left + 1, columns - 1) * strides[1]
+        u -= np.float32(left)
+        left *= strides[1]
+        upper = get(field, above + left) * (_ONE - u) + get(field, above + right) * u
+        lower = get(field, below + left) * (_ONE - u) + get(field, below + right) * u
+        put(line, column, upper * (_ONE - v) + lower * v)
+
+
+@njit(error_model="numpy")
+def _corners(place, length, zeros):  # type: ignore[no-untyped-def]
+    """Eight places along one axis: a pixel p, and for p and p + 1 the weights and their derivatives.
+
+    The weight of pixel p is the hat max(0, 1 - |x - p|). With p kept within [0, length - 2] that is bilinear
+    interpolation, fades to 0 outside, and the two pixels differ (in a picture one pixel long the second has weight 0).
+    """
+    low, high = (np.float32(-2), np.float32(length + 1)) if zeros else (_ZERO, np.float32(length - 1))
+    moves = (place > low) & (place < high)
+    place = select(place > low, place, splat(low))  # NaN too
+    place = select(place < high, place, splat(high))
+    first = truncate(place)
+    first = select(first < np.int32(length - 2), first, splat(np.int32(length - 2)))
+    first = select(first > np.int32(0), first, splat(np.int32(0)))
+    after = place - widen(first)
+    before = _ONE - after  # from p + 1, backwards
+    w0 = _ONE - select(after < _ZERO, _ZERO - after, after)
+    w1 = _ONE - select(before < _ZERO, _ZERO - before, before)
+    slope = select(moves, splat(_ONE), splat(_ZERO))
+    d0 = select(after < _ZERO, slope, _ZERO - slope)
+    d1 = select(before > _ZERO, slope, _ZERO - slope)
+    w0, d0 = select(w0 > _ZERO, w0, splat(_ZERO)), select(w0 > _ZERO, d0, splat(_ZERO))
+    seen = w1 > _ZERO if length > 1 else w1 > np.float32(1)
+    w1, d1 = select(seen, w1, splat(_ZERO)), select(seen, d1, splat(_ZERO))
+    return first, w0, w1, d0, d1
+
+
+@njit(error_model="numpy")
+def _locate(  # type: ignore[no-untyped-def]
+    field, strides, shape, axes, zeros, size, pixel, row, lines, corners, weights, slopes
 ):
-    height, width, channels = features.shape
-    rows, columns = field.shape[:2]
-    same = rows == height and columns == width
-    zero, one, half = np.float32(0), np.float32(1), np.float32(0.5)
-    ratio_y, ratio_x = np.float32(rows) / np.float32(height), np.float32(columns) / np.float32(width)
-    for i in range(top, bottom):
-        v = min(max((np.float32(i) + half) * ratio_y - half, zero), np.float32(rows - 1))
-        v0 = int(v)
-        v1 = min(v0 + 1, rows - 1)
-        fv = v - np.float32(v0)
-        for j in range(width):
-            if same:
-                dx, dy = field[i, j, 0], field[i, j, 1]
+    """Everything about one row, in planes as long as `corners`.
+
+    corners: positions (entries of the features) of the top left pixels; weights: those of the top left, top right,
+    bottom left and bottom right pixels; slopes: their derivatives by the field's x, then by its y, unless empty.
+    """
+    n = len(corners)
+    _resize(field, strides, shape, 0, size, row, lines[:n])
+    _resize(field, strides, shape, 1, size, row, lines[n:])
+    base_x, offset_x, scale_x, base_y, offset_y, scale_y = axes
+    start_y = base_y * np.float32(row) + offset_y
+    for column in range(0, size[1], WIDTH):
+        x = ramp(np.float32(column)) * base_x + offset_x + load(lines, column) * scale_x
+        y = load(lines, n + column) * scale_y + start_y
+        left, x0, x1, dx0, dx1 = _corners(x, size[1], zeros)
+        top, y0, y1, dy0, dy1 = _corners(y, size[0], zeros)
+        store(corners, column, top * np.int32(pixel[0]) + left * np.int32(pixel[1]))
+        store(weights, column, y0 * x0)
+        store(weights, n + column, y0 * x1)
+        store(weights, 2 * n + column, y1 * x0)
+        store(weights, 3 * n + column, y1 * x1)
+        if len(slopes):
+            store(slopes, column, y0 * dx0 * scale_x)
+            store(slopes, n + column, y0 * dx1 * scale_x)
+            store(slopes, 2 * n + column, y1 * dx0 * scale_x)
+            store(slopes, 3 * n + column, y1 * dx1 * scale_x)
+            store(slopes, 4 * n + column, dy0 * x0 * scale_y)
+            store(slopes, 5 * n + column, dy0 * x1 * scale_y)
+            store(slopes, 6 * n + column, dy1 * x0 * scale_y)
+            store(slopes, 7 * n + column, dy1 * x1 * scale_y)
+
+
+@njit(error_model="numpy")
+def _steps(size, pixel):  # type: ignore[no-untyped-def]
+    """From a pixel to its right and lower neighbours; to itself in pictures that are one pixel long."""
+    return pixel[1] if size[1] > 1 else 0, pixel[0] if size[0] > 1 else 0
+
+
+def _warp(  # type: ignore[no-untyped-def]
+    features, pixel, field, strides, shape, axes, zeros, image, target, size, top, bottom
+):
+    """Rows top ... bottom - 1 of one picture."""
+    width, channels = size[1], size[2]
+    n = -(-width // WIDTH) * WIDTH
+    across, down = _steps(size, pixel)
+    lines, corners, weights = np.zeros(2 * n, np.float32), np.empty(n, np.int32), np.empty(4 * n, np.float32)
+    none = np.empty(0, np.float32)
+    for row in range(top, bottom):
+        _locate(field, strides, shape, axes, zeros, size, pixel, row, lines, corners, weights, none)
+        at = row * target[0]
+        for column in range(width):
+            a = np.intp(get(corners, column))
+            b, c, d = a + across, a + down, a + down + across
+            wa, wb = get(weights, column), get(weights, n + column)
+            wc, wd = get(weights, 2 * n + column), get(weights, 3 * n + column)
+            if channels >= WIDTH:
+                for block in range(0, channels, WIDTH):
+                    k = min(block, channels - WIDTH)
+                    value = add_product(load(features, a + k) * wa, load(features, b + k), wb)
+                    value = add_product(value, load(features, c + k), wc)
+                    store(image, at + k, add_product(value, load(features, d + k), wd))
             else:
-                u = min(max((np.float32(j) + half) * ratio_x - half, zero), np.float32(columns - 1))
-                u0 = int(u)
-                u1 = min(u0 + 1, columns - 1)
-                fu = u - np.float32(u0)
-                dx = (one - fv) * ((one - fu) * field[v0, u0, 0] + fu * field[v0, u1, 0]) + fv * (
-                    (one - fu) * field[v1, u0, 0] + fu * field[v1, u1, 0]
-                )
-                dy = (one - fv) * ((one - fu) * field[v0, u0, 1] + fu * field[v0, u1, 1]) + fv * (
-                    (one - fu) * field[v1, u0, 1] + fu * field[v1, u1, 1]
-                )
-            x = base_x * np.float32(j) + offset_x + scale_x * dx
-            y = base_y * np.float32(i) + offset_y + scale_y * dy
-            if zeros:
-                # Two pixels outside nothing is left of the picture; NaN ends there too.
-                if not (x > -2 and x < width + 1 and y > -2 and y < height + 1):
-                    image[i, j] = 0
-                    continue
+                for k in range(channels):
+                    value = get(features, a + k) * wa + get(features, b + k) * wb
+                    put(image, at + k, value + get(features, c + k) * wc + get(features, d + k) * wd)
+            at += target[1]
+
+
+def _backward(  # type: ignore[no-untyped-def]
+    grad,
+    source,
+    features,
+    pixel,
+    field,
+    strides,
+    shape,
+    axes,
+    zeros,
+    d_features,
+    base,
+    strip,
+    d_field,
+    size,
+    top,
+    bottom,
+):
+    """Gradients by way of rows top ... bottom - 1 of one picture.
+
+    Row y of the features has its gradient in row base + y of d_features, but in strip[0] + y for y < strip[1].
+    """
+    width, channels = size[1], size[2]
+    n = -(-width // WIDTH) * WIDTH
+    across, down = _steps(size, pixel)
+    own, limit = base * pixel[0], strip[1] * pixel[0]
+    other = strip[0] * pixel[0]
+    lines, corners, weights = np.zeros(2 * n, np.float32), np.empty(n, np.int32), np.empty(4 * n, np.float32)
+    slopes = np.empty(8 * n, np.float32)
+    for row in range(top, bottom):
+        _locate(field, strides, shape, axes, zeros, size, pixel, row, lines, corners, weights, slopes)
+        at = row * source[0]
+        for column in range(width):
+            a = np.intp(get(corners, column))
+            b, c, d = a + across, a + down, a + down + across
+            upper = a + (other if a < limit else own)
+            lower = c + (other if c < limit else own)
+            wa, wb = get(weights, column), get(weights, n + column)
+            wc, wd = get(weights, 2 * n + column), get(weights, 3 * n + column)
+            ga, gb, gc, gd = _ZERO, _ZERO, _ZERO, _ZERO
+            if channels >= WIDTH:
+                la, lb, lc, ld = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
+                for block in range(0, channels, WIDTH):
+                    k = min(block, channels - WIDTH)
+                    g = load(grad, at + k)
+                    if k < block:  # the last lanes again: those that were taken already add nothing
+                        g = select(ramp(np.float32(k)) < np.float32(block), splat(_ZERO), g)
+                    la = add_product(la, g, load(features, a + k))
+                    lb = add_product(lb, g, load(features, b + k))
+                    lc = add_product(lc, g, load(features, c + k))
+                    ld = add_product(ld, g, load(features, d + k))
+                    # Loads before stores: the rows often lie a multiple of 4 KB apart, and processors take a load that
+                    # follows such a store for one of the same place. In pictures one pixel long places do coincide;
+                    # the one with a weight is written last.
+                    na = add_product(load(d_features, upper + k), g, wa)
+                    nb = add_product(load(d_features, upper + across + k), g, wb)
+                    nc = add_product(load(d_features, lower + k), g, wc)
+                    nd = add_product(load(d_features, lower + across + k), g, wd)
+                    store(d_features, lower + across + k, nd)
+                    store(d_features, lower + k, nc)
+                    store(d_features, upper + across + k, nb)
+                    store(d_features, upper + k, na)
+                ga, gb, gc, gd = total(la), total(lb), total(lc), total(ld)
             else:
-                x = min(x, np.float32(width - 1)) if x > 0 else zero
-                y = min(y, np.float32(height - 1)) if y > 0 else zero
-            x0, y0 = int(np.floor(x)), int(np.floor(y))
-            fx, fy = x - np.float32(x0), y - np.float32(y0)
-            w00, w01 = (one - fx) * (one - fy), fx * (one - fy)
-            w10, w11 = (one - fx) * fy, fx * fy
-            if x0 < 0 or x0 >= width:
-                w00, w10 = zero, zero
-            if x0 < -1 or x0 >= width - 1:
-                w01, w11 = zero, zero
-            if y0 < 0 or y0 >= height:
-                w00, w01 = zero, zero
-            if y0 < -1 or y0 >= height - 1:
-                w10, w11 = zero, zero
-            xa, xb = min(max(x0, 0), width - 1), min(max(x0 + 1, 0), width - 1)
-            ya, yb = min(max(y0, 0), height - 1), min(max(y0 + 1, 0), height - 1)
-            for c in range(channels):
-                image[i, j, c] = (
-                    w00 * features[ya, xa, c]
-                    + w01 * features[ya, xb, c]
-                    + w10 * features[yb, xa, c]
-                    + w11 * features[yb, xb, c]
-                )
+                for k in range(channels):
+                    g = get(grad, at + k)
+                    ga += g * get(features, a + k)
+                    gb += g * get(features, b + k)
+                    gc += g * get(features, c + k)
+                    gd += g * get(features, d + k)
+                    put(d_features, upper + k, get(d_features, upper + k) + g * wa)
+                    put(d_features, upper + across + k, get(d_features, upper + across + k) + g * wb)
+                    put(d_features, lower + k, get(d_features, lower + k) + g * wc)
+                    put(d_features, lower + across + k, get(d_features, lower + across + k) + g * wd)
+            for axis in range(2):
+                s = 4 * axis * n + column
+                share = ga * get(slopes, s) + gb * get(slopes, s + n)
+                share += gc * get(slopes, s + 2 * n) + gd * get(slopes, s + 3 * n)
+                put(d_field, 2 * (row * width + column) + axis, share)
+            at += source[1]
+
+
+@kernel("UniTuple(i8,2)(f4[::1],UniTuple(i8,3),UniTuple(i8,2),UniTuple(f4,6),b1,UniTuple(i8,3),i8,i8)")
+def _extent(field, strides, shape, axes, zeros, size, top, bottom):  # type: ignore[no-untyped-def]
+    """First and last row of the features that rows top ... bottom - 1 of the output take something from."""
+    height, width = size[0], size[1]
+    line = np.zeros(-(-width // WIDTH) * WIDTH, np.float32)
+    rows = np.empty(WIDTH, np.int32)
+    first, last = height, 0
+    for row in range(top, bottom):
+        _resize(field, strides, shape, 1, size, row, line)
+        start = axes[3] * np.float32(row) + axes[4]
+        for column in range(0, width, WIDTH):
+            upper, _, _, _, _ = _corners(load(line, column) * axes[5] + start, height, zeros)
+            store(rows, 0, upper)
+            for k in range(min(WIDTH, width - column)):
+                first, last = min(first, rows[k]), max(last, rows[k])
+    return first, min(last + 1, height - 1)
+
+
+_PLACED, _FIELD = "{0}[::1],UniTuple(i8,3)", "f4[::1],UniTuple(i8,3),UniTuple(i8,2),UniTuple(f4,6),b1"
+_KINDS = {np.dtype(np.float32): "f4", np.dtype(np.uint16): "u2", np.dtype(np.int16): "i2"}
+_FORWARD = {
+    dtype: kernel(f"void({_PLACED},{_FIELD},{_PLACED},UniTuple(i8,3),i8,i8)".format(kind))(_warp)
+    for dtype, kind in _KINDS.items()
+}
+_BACKWARD = {
+    dtype: kernel(
+        f"void({_PLACED},{_PLACED},{_FIELD},f4[::1],i8,UniTuple(i8,2),f4[::1],UniTuple(i8,3),i8,i8)".format(kind)
+    )(_backward)
+    for dtype, kind in _KINDS.items()
+}
