@@ -11,9 +11,14 @@ from . import noise
 from .palette import to_linear
 
 
-def paint_backdrop(rng: np.random.Generator, size: int = 192) -> Tensor:
-    """(3, size, size) linear RGB picture, stretched over the frame by the renderer."""
-    kind = rng.choice(["wall", "room", "shapes", "lights"], p=[0.35, 0.35, 0.18, 0.12])
+KINDS = {"wall": 0.35, "room": 0.35, "shapes": 0.18, "lights": 0.12}
+"""Backdrops and how often they are drawn."""
+
+
+def paint_backdrop(rng: np.random.Generator, kind: str | None = None, size: int = 192) -> Tensor:
+    """(3, size, size) linear RGB picture of a kind in `KINDS` (None draws one), stretched over the frame by the renderer."""
+    drawn = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    kind = drawn if kind is None else kind
     y, x = np.mgrid[0:size, 0:size] / size
     hue = _muted(rng)
     second = _muted(rng)

@@ -61,17 +61,17 @@ STYLES = {
     "short": HairStyle(11000, 7, 0.042, 0.016, 0.00065, 0.022, 0.5, "whorl", stray=0.25, clump=0.45),
     "quiff": HairStyle(11000, 8, 0.062, 0.012, 0.00065, 0.034, 0.8, "back", stray=0.16, clump=0.4),
     "parted": HairStyle(12000, 9, 0.080, 0.022, 0.00062, 0.015, 0.4, "part", forward=-0.45, stray=0.09, clump=0.4),
-    "slick": HairStyle(9000, 9, 0.095, 0.04, 0.00070, 0.009, 0.15, "back", stray=0.06, clump=0.25),
+    "slick": HairStyle(11000, 9, 0.095, 0.04, 0.00070, 0.009, 0.15, "back", stray=0.06, clump=0.25),
     "bob": HairStyle(
         12000, 14, 0.225, 0.165, 0.00060, 0.024, 0.35, "part", forward=-0.5, gravity=0.5, stray=0.05, clump=0.3
     ),
     "long": HairStyle(
         12000, 18, 0.30, 0.25, 0.00062, 0.026, 0.35, "part", forward=-0.5, gravity=0.5, stray=0.05, clump=0.35
     ),
-    "bun": HairStyle(9000, 10, 0.16, 0.15, 0.00075, 0.010, 0.15, "back", stray=0.05, clump=0.2, tied=True),
+    "bun": HairStyle(11000, 10, 0.16, 0.15, 0.00068, 0.009, 0.15, "back", stray=0.03, clump=0.2, tied=True),
     "curly": HairStyle(10000, 12, 0.075, 0.045, 0.00085, 0.032, 0.7, "whorl", curl=0.0055, stray=0.2, clump=0.85),
     "afro": HairStyle(
-        13000, 9, 0.07, 0.05, 0.00070, 0.055, 1.0, "radial", gravity=0.0, curl=0.0035, stray=0.35, clump=0.5
+        18000, 10, 0.062, 0.045, 0.00065, 0.05, 1.0, "radial", gravity=0.0, curl=0.0032, stray=0.22, clump=0.35
     ),
 }
 
@@ -169,6 +169,8 @@ def grow(style: HairStyle, anatomy: Anatomy, rng: np.random.Generator) -> tuple[
     thin = style.side / max(style.top, 1e-6)
     height = style.volume * (0.12 + 0.88 * rank) * np.clip(wave, 0.4, 1.6) * (0.25 + 0.75 * near_edge)
     height *= high + (1 - high) * min(1.0, 0.35 + thin)
+    if style.tied:
+        length *= 0.2 + 0.8 * _smooth(local[:, 1], 0.0, 0.03)  # the short hair around the ears is not tied
     step = length / (points - 1)
 
     # Directions vary from lock to lock, not only from hair to hair.

@@ -63,6 +63,7 @@ def render_head(
     size: tuple[int, int],
     *,
     samples: int = 2,
+    first: int = 0,
 ) -> Frame:
     """Pictures of a synthetic person.
 
@@ -73,6 +74,7 @@ def render_head(
         appearance: from `sample_appearance`.
         size: (H, W) pixels.
         samples: per pixel along each axis; 3 is smoother on hair, at twice the time.
+        first: number of the first frame in its clip, for the camera's noise.
     Raises:
         ValueError: a camera batch that does not fit.
     """
@@ -80,7 +82,7 @@ def render_head(
         raise ValueError(f"render_head: camera must have batch 1 or {len(params)} as params, got {len(camera)}.")
     with torch.no_grad():
         frames = [
-            _render(head, params[k], camera if len(camera) == 1 else camera[k], appearance, size, samples, k)
+            _render(head, params[k], camera if len(camera) == 1 else camera[k], appearance, size, samples, first + k)
             for k in range(len(params))
         ]
     return Frame(**{f.name: torch.cat([getattr(frame, f.name) for frame in frames]) for f in fields(Frame)})
@@ -254,6 +256,7 @@ def _draw(
         chance = (torch.arange(count, device=cover.device, dtype=torch.float64) * 0.6180339887498949 % 1).float()
         keep = chance[:, None] < 0.5 * (cover[:, 1:] + cover[:, :-1])
         faces, cover = faces[keep.flatten().repeat(2)], torch.ones_like(cover)
+    cover = 1 - (1 - cover) ** 2.2  # only the nearest hair is drawn, but some lie behind it
     ndc = camera.ndc(ribbons(posed, strands.width, narrowest=spacing)[None], size)
     fragments = rasterize(ndc, faces, grid, perspective=True, cull=False)
     colour = strands.colour[:, None].expand(count, points, 3)

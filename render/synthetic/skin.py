@@ -124,12 +124,12 @@ def paint(local: np.ndarray, colouring: Colouring, look: SkinLook, rims: cKDTree
         band = np.clip(_blob(local, (0.022, -0.028, 0.02), (0.034, 0.020, 0.05)) + 0.35, 0, 1) * (z > -0.03)
         size = 0.0011 * (which * 1.7 % 1) * np.sqrt(colouring.freckles)
         spot = (which < 0.75 * band) * _ramp(size - distance, -0.0003, 0.0003)
-        albedo = albedo * np.array([0.80, 0.66, 0.55]) ** (spot * (0.5 + 0.6 * colouring.freckles))[:, None]
+        albedo = albedo * np.array([0.86, 0.75, 0.66]) ** (spot * (0.4 + 0.6 * colouring.freckles))[:, None]
     distance, which = noise.cells(local, 42, seed=seed + 4)
     mole = _ramp(0.0007 + 0.0006 * (which * 57 % 1) - distance, -0.0003, 0.0003) * (which < 0.05)
     albedo = albedo * (1 - mole[:, None] * np.array([0.45, 0.55, 0.6]))
-    age_spot = _ramp(noise.fractal(local, 150, 3, seed=seed + 5) / 0.17, 1.1, 1.9) * age * light
-    albedo = albedo * np.array([0.86, 0.78, 0.70]) ** age_spot[:, None]
+    age_spot = _ramp(noise.fractal(local, 150, 3, seed=seed + 5) / 0.17, 1.3, 2.2) * age * light
+    albedo = albedo * np.array([0.90, 0.84, 0.78]) ** age_spot[:, None]
 
     # Shaven stubble: a cool shade, with dots where hairs stand.
     shadow = look.beard_shadow * beard_region(local) * (1 - lip_weight(local))
@@ -142,7 +142,7 @@ def paint(local: np.ndarray, colouring: Colouring, look: SkinLook, rims: cKDTree
 
     # Scalp under the hair, and under the brows.
     density = scalp_density(local, look.recede, seed)[:, None] * look.scalp
-    albedo = albedo * (1 - 0.9 * density) + 0.9 * density * (0.35 * colouring.hair + 0.02 * albedo)
+    albedo = albedo * (1 - 0.97 * density) + 0.97 * density * 0.3 * colouring.hair
     along, across = brow_coordinates(local, look.brows)
     profile = (
         np.interp(along, [-0.06, 0.08, 0.3, 0.85, 1.05], [0, 0.55, 1, 0.9, 0])
@@ -192,7 +192,7 @@ def paint(local: np.ndarray, colouring: Colouring, look: SkinLook, rims: cKDTree
         + 0.55 * _blob(local, (0.0, -0.03, 0.04), (0.012, 0.03, 0.04))
         + 0.3 * _blob(local, (0.0, 0.04, 0.02), (0.03, 0.02, 0.04))
     )
-    gloss = oily * (1 + 0.22 * noise.fractal(local, 300, 3, seed=seed + 9) / 0.17) * (1 - 0.6 * density[:, 0])
+    gloss = oily * (1 + 0.22 * noise.fractal(local, 300, 3, seed=seed + 9) / 0.17) * (1 - 0.85 * density[:, 0])
     gloss = gloss * (1 - lips) + lips * (1.9 + 0.9 * look.makeup + 0.3 * lines)
     gloss = gloss * (1 - 0.5 * np.clip(shadow, 0, 1))
     return Paint(albedo.clip(0.005, 0.95), gloss.clip(0.05, 4), relief.clip(-0.4, 0.4))
