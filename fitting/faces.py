@@ -120,6 +120,39 @@ def largest_face(image: Picture, *, index: int = 0, name: str = "the picture", m
     return faces[index]
 
 
+def follow_face(image: Picture, region: Region, *, models: MediaPipe | None = None) -> Face | None:
+    """The face in the next frame of a video, looked for where it was; None when it is not there.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        region: `region_of_landmarks` of the face in the frame before.
+        models: default: one set shared by the process.
+    """
+    models = models or shared_models()
+    landmarks, presence = models.landmarks(image, region)
+    if presence < MIN_TRACKED_PRESENCE:
+        return None
+    # A face that moved far stands at the rim of the old region, where the model is less exact: look again.
+    moved = region_of_landmarks(landmarks)
+    if math.hypot(moved.x - region.x, moved.y - region.y) > 0.08 * region.size:
+        landmarks, presence = models.landmarks(image, moved)
+        if presence < MIN_TRACKED_PRESENCE:
+            return None
+    if not _plausible(landmarks, region.size):
+        return None
+    return Face(landmarks, models.face_units(landmarks), presence, presence)
+
+
+def glance(image: Picture, *, models: MediaPipe | None = None) -> list[Face]:
+    """The faces that one look at the whole picture finds, largest first: for the frames of videos, 30 ms a face.
+
+    Unlike `find_faces` it does not search on when it sees none.
+    """
+    models = models or shared_models()
+    found = Detections.cat([models.detect(image, model) for model in _DETECTORS])
+    return _distinct(face for face in (_confirm(image, d, models) for d in _each(found)) if face)
+
+
 def check_picture(image: Any, what: str) -> None:
     """InputError unless `image` is a uint8 (H, W, 3) array."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -164,7 +197,7 @@ class FaceTracker:
     def track(self, image: Picture) -> Face | None:
         """The face in the next frame; None when it is not there (it may come back)."""
         check_picture(image, "FaceTracker.track: image")
-        face = self._follow(image) if self._region and not self.lost else None
+        face = follow_face(image, self._region, models=self.models) if self._region and not self.lost else None
         if face is None:
             face = self._search(image)
         if face is None:
@@ -173,22 +206,6 @@ class FaceTracker:
         self.lost = 0
         self._region = region_of_landmarks(face.landmarks)
         return face
-
-    def _follow(self, image: Picture) -> Face | None:
-        assert self._region
-        region = self._region
-        landmarks, presence = self.models.landmarks(image, region)
-        if presence < MIN_TRACKED_PRESENCE:
-            return None
-        # A face that moved far stands at the rim of the old region, where the model is less exact: look again.
-        moved = region_of_landmarks(landmarks)
-        if math.hypot(moved.x - region.x, moved.y - region.y) > 0.08 * region.size:
-            landmarks, presence = self.models.landmarks(image, moved)
-            if presence < MIN_TRACKED_PRESENCE:
-                return None
-        if not _plausible(landmarks, region.size):
-            return None
-        return Face(landmarks, self.models.face_units(landmarks), presence, presence)
 
     def _search(self, image: Picture) -> Face | None:
         self.detections += 1
@@ -201,7 +218,7 @@ class FaceTracker:
             return faces[min(self.index, len(faces) - 1)]
         # The thorough steps are for pictures; in a video without a face they would cost seconds per second.
         thorough = self.lost > 0 and self.lost % 50 == 0
-        faces = find_faces(image, models=self.models) if thorough else self._quick(image)
+        faces = find_faces(image, models=self.models) if thorough else glance(image, models=self.models)
         last = self._region
         near = [
             face
@@ -213,10 +230,6 @@ class FaceTracker:
         if faces and (len(faces) == 1 or self.lost >= self.patience):
             return faces[0]
         return None
-
-    def _quick(self, image: Picture) -> list[Face]:
-        found = Detections.cat([self.models.detect(image, model) for model in _DETECTORS])
-        return _distinct(face for face in (_confirm(image, d, self.models) for d in _each(found)) if face)
 
 
 def _searches(image: Picture, models: MediaPipe) -> Iterator[Iterator[Detections]]:
