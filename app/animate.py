@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -104,22 +105,30 @@ def animate(
     scene = _scene(source, model, options)
     how = TransferOptions(relative=options.motion == "relative", region=options.region, strength=options.strength)
     sound = motion.path if options.audio and motion.has_audio else None
-    frames = unseen = 0
+    frames = asked = unseen = 0
     rest = motion.rest()
     size = (options.size, options.size) if options.crop_only else scene.size
     with (
         open_writer(output, size, motion.fps, audio_from=sound, metadata=MARK) as writer,
         tqdm(total=motion.count, unit="frame", desc="animate", disable=not progress, dynamic_ncols=True) as bar,
     ):
-        # Of a source video and its driver the shorter one ends the result.
-        for portrait, step in zip(scene.portraits(), motion.steps(), strict=False):
-            # Before the first face is seen a step holds that face already.
-            rest = step.params if rest is None else rest
-            target = transfer(model, portrait.params, step.params, rest, how)
-            writer.write(scene.stage.render(portrait, target, crop_only=options.crop_only), step.time)
-            frames += 1
-            unseen += not step.seen
-            bar.update()
+        portraits = scene.portraits()
+        for piece in motion.pieces():
+            # Before the first face is seen a frame holds that face already.
+            rest = piece.params[0] if rest is None else rest
+            still = scene.portrait.params if isinstance(scene, _Still) else None
+            # One call for the piece where the source allows it: a transfer takes as long for one frame as for fifty.
+            targets = None if still is None else transfer(model, still, piece.params, rest, how)
+            for i, portrait in enumerate(islice(portraits, len(piece))):
+                moment = piece.params[i]
+                target = transfer(model, portrait.params, moment, rest, how) if targets is None else targets[i]
+                writer.write(scene.stage.render(portrait, target, crop_only=options.crop_only), float(piece.times[i]))
+                frames += 1
+                unseen += bool(piece.confidence[i] == 0)
+                bar.update()
+            asked += len(piece)
+            if frames < asked:  # the source video is the shorter one and ends the result
+                break
     files = [Path(output)]
     if options.side_by_side and isinstance(source, str | Path):
         files.append(_side_by_side(Path(source), motion.path, Path(output)))

@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 something broke, 2 bad input or bad usage, 130 interrupted
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -270,6 +271,8 @@ def main(arguments: list[str] | None = None) -> None:
         description="One-shot face animation driven by explicit 3D geometry.",
         args=arguments,
     )
+    # A polite kill cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         command.run()
     except KeyboardInterrupt:
