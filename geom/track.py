@@ -175,9 +175,8 @@ class FaceTrack:
         resampled = self.at(start + torch.arange(count, dtype=torch.float64) / fps)
         return dataclasses.replace(resampled, fps=fps)
 
-    def save(self, path: Path | str) -> None:
-        """Write the file, whole or not at all."""
-        path = Path(path)
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors and the metadata of the file, see the module docstring."""
         tensors = {**self.params.asdict(), **{name: getattr(self, name) for name in _PER_FRAME}}
         tensors |= {f"camera_{name}": value for name, value in _camera_tensors(self.camera).items()}
         metadata = {
@@ -191,7 +190,13 @@ class FaceTrack:
         }
         if isinstance(self.camera, WeakPerspective):
             metadata["camera_distance"] = repr(self.camera.distance)
-        blob = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata=metadata)
+        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata
+
+    def save(self, path: Path | str) -> None:
+        """Write the file, whole or not at all."""
+        path = Path(path)
+        tensors, metadata = self.pack()
+        blob = save(tensors, metadata=metadata)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             temporary.write_bytes(blob)
@@ -217,6 +222,19 @@ class FaceTrack:
             raise ValueError(
                 f"{path} is no readable face track, it may be cut off or of another kind ({error})."
             ) from None
+        return FaceTrack.unpack(tensors, metadata, path)
+
+    @staticmethod
+    def unpack(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path | str = "the file") -> FaceTrack:
+        """The track that `pack` took apart.
+
+        Args:
+            tensors, metadata: what the file holds.
+            path: how to call it in error messages.
+        Raises:
+            ValueError: no track, of another version, or damaged.
+        """
+        metadata = dict(metadata)
         found = metadata.pop("format", None)
         if found != FORMAT:
             raise ValueError(f"{path} is no face track of this version: its format is {found!r}, wanted {FORMAT!r}.")
