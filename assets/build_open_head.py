@@ -825,7 +825,7 @@ CONTROLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "brow-ridge": (("eyebrows/eyebrows-trans-backward",), ("eyebrows/eyebrows-trans-forward",)),
     "eye-size": (("eyes/x-eye-scale-decr",), ("eyes/x-eye-scale-incr",)),
     "eye-distance": (("eyes/x-eye-trans-in",), ("eyes/x-eye-trans-out",)),
-    "eye-slant": (("eyes/x-eye-corner2-down",), ("eyes/x-eye-corner2-up",)),
+    "eye-slant": (("eyes/x-eye-corner1-down",), ("eyes/x-eye-corner1-up",)),
     "nose-width": (("nose/nose-scale-horiz-decr",), ("nose/nose-scale-horiz-incr",)),
     "nose-length": (("nose/nose-scale-vert-decr",), ("nose/nose-scale-vert-incr",)),
     "nose-depth": (("nose/nose-scale-depth-decr",), ("nose/nose-scale-depth-incr",)),

@@ -290,10 +290,12 @@ def register_landmarks(
             canonical,
             weights,
         )
-    placed[middle, 0] = 0
-    triangle, barycentric = np.zeros(len(canonical), dtype=np.int64), np.zeros((len(canonical), 3))
-    triangle[right], barycentric[right] = settle(*nearest(placed[right], vertices, faces, half), faces, half)
     sided = right[~middle[right]]
+    triangle, barycentric = np.zeros(len(canonical), dtype=np.int64), np.zeros((len(canonical), 3))
+    triangle[sided], barycentric[sided] = settle(*nearest(placed[sided], vertices, faces, half), faces, half)
+    triangle[middle], barycentric[middle] = settle(
+        *nearest_in_middle(placed[middle], vertices, faces, half), faces, half
+    )
     triangle, barycentric = mirror_points(triangle, barycentric, sided, partner[sided], faces, mirror)
 
     oval = np.einsum("lk,lkc->lc", barycentric[list(OVAL)], vertices[faces[triangle[list(OVAL)]]])
@@ -314,6 +316,24 @@ def nearest(points: FloatArray, vertices: FloatArray, faces: IntArray, chosen: I
     """Triangle ids (L,) and weights (L, 3) of the places on the chosen triangles that are nearest to (L, 3) points."""
     triangle, barycentric, _ = closest_point_on_mesh(points, vertices, faces[chosen])
     return chosen[triangle], barycentric
+
+
+def nearest_in_middle(
+    points: FloatArray, vertices: FloatArray, faces: IntArray, chosen: IntArray
+) -> tuple[IntArray, FloatArray]:
+    """As `nearest`, but on the chosen triangles' edges in the plane x = 0 only."""
+    corners = faces[chosen]
+    sides = [(i, (i + 1) % 3) for i in range(3)]
+    flat = [(np.abs(vertices[corners[:, [i, j]], 0]) < 1e-9).all(1) for i, j in sides]
+    owner = np.concatenate([chosen[f] for f in flat])
+    start, end = (np.concatenate([corners[f, s[k]] for f, s in zip(flat, sides, strict=True)]) for k in (0, 1))
+    edge, weights, _ = closest_point_on_mesh(points, vertices, np.stack([start, end, end], 1))
+    barycentric = np.zeros((len(points), 3))
+    for i, (e, w) in enumerate(zip(edge, weights, strict=True)):
+        barycentric[i] = np.where(
+            faces[owner[e]] == start[e], w[0], np.where(faces[owner[e]] == end[e], w[1] + w[2], 0)
+        )
+    return owner[edge], barycentric
 
 
 def settle(
