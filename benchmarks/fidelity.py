@@ -116,13 +116,14 @@ def main(*, real: Path | None = None, output: Path | None = None) -> dict[str, A
         selves.append(result_self)
         rows[clip.name].append(row)
 
+    totals = summary(rest, crosses, selves)
     report = {
         "rest_psnr": rest,
         "cross": [asdict(c) for c in crosses],
         "self": [asdict(s) for s in selves],
-        "summary": summary(rest, crosses, selves),
+        "summary": totals,
     }
-    show(crosses, selves, report["summary"])
+    show(crosses, selves, totals)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         (output / "fidelity.json").write_text(json.dumps(report, indent=1))
@@ -182,9 +183,9 @@ def reenact(clip: Clip) -> tuple[Self, list[Picture]]:
             continue
         real, truth = clip.pictures[i], clip.track.landmarks[i].numpy().astype(np.float64)
         moved = animator.render(target[i])
-        matrix = cv2.estimateAffinePartial2D(start[INNER, :2], truth[INNER, :2], method=cv2.LMEDS)[0]
-        # OpenCV counts from pixel centres
-        matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
+        fitted = cv2.estimateAffinePartial2D(start[INNER, :2], truth[INNER, :2], method=cv2.LMEDS)[0]
+        matrix: Array = np.asarray(fitted, np.float64)
+        matrix[:, 2] += matrix[:, :2] @ np.array([0.5, 0.5]) - 0.5  # OpenCV counts from pixel centres
         size = (real.shape[1], real.shape[0])
         turned = cv2.warpAffine(clip.pictures[0], matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         mask = np.zeros(real.shape[:2], np.uint8)
