@@ -102,10 +102,9 @@ def main(*, real: Path | None = None, output: Path | None = None) -> dict[str, A
     print(
         f"{count} frames, picture {report['picture']}, square {report['square']} px, {report['threads']} torch threads"
     )
+    print("            wall ms  share  processor ms   (per frame)")
     for name, s in seconds.items():
-        print(
-            f"  {name:9} {1e3 * s / count:7.2f} ms/frame  {s / total:5.0%}  (processor {1e3 * busy[name] / count:7.2f} ms)"
-        )
+        print(f"  {name:9} {1e3 * s / count:7.2f}  {s / total:5.0%}  {1e3 * busy[name] / count:7.2f}")
     for name in list(report)[-4:]:
         print(f"{name:40} {report[name]:7.2f}")
     if output is not None:
