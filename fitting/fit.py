@@ -177,11 +177,19 @@ class VideoFitter:
             time: seconds, increasing.
         """
         check_picture(image, f"VideoFitter.push: a frame of {self.name}")
-        size = (image.shape[0], image.shape[1])
+        yield from self.observe(self.tracker.track(image), time, (image.shape[0], image.shape[1]))
+
+    def observe(self, face: Face | None, time: float, size: tuple[int, int]) -> Iterator[FaceTrack]:
+        """As `push`, for a face that was found before.
+
+        Args:
+            face: in the next frame; None where it is not seen.
+            time: seconds, increasing.
+            size: (H, W) of the frame, the same for all.
+        """
         if self._size is not None and size != self._size:
             raise InputError(f"The frames of {self.name} change size, from {self._size} to {size} (height, width).")
         self._size = size
-        face = self.tracker.track(image)
         self._seen += face is not None
         self._waiting.append(Observation(face, time))
         if self._settled is None and self._seen >= SETTLE_FRAMES:
