@@ -1,8 +1,10 @@
-"""Makes the example pictures of the package: a driving clip with its exact truth, and a portrait. Nothing but our own generator is used.
+"""Makes the example pictures of the package: a driving clip with its exact truth, and a portrait. Nothing but our own
+generator is used.
 
     python assets/make_examples.py [-o assets/examples] [--size 512]
 
-The clip is a scripted performance of a synthetic person (see `perform`), with a hummed, speech-like sound made from the motion of the mouth. The same
+The clip is a scripted performance of a synthetic person (see `perform`), with a hummed, speech-like sound made from
+the motion of the mouth. The same
 version of the package gives the same pictures; the bytes of the video depend on the encoder.
 """
 
@@ -40,7 +42,8 @@ SOUND_RATE = 24000
 
 
 def perform() -> Performance:
-    """What happens in the clip, in seconds: neutral 0, nod 0.8, left 1.8, right 2.7, gaze 3.5, talk 4.1, smile 5.6, brows 6.1, mouth 6.6, tilt 7.1."""
+    """What happens in the clip, in seconds: neutral 0, nod 0.8, left 1.8, right 2.7, gaze 3.5, talk 4.1, smile 5.6,
+    brows 6.1, mouth 6.6, tilt 7.1."""
     show = Performance(np.arange(round(FPS * SECONDS)) / FPS)
     rng = np.random.default_rng(7)
     alive = show.envelope(0.3, SECONDS - 0.4, 0.8)
@@ -82,7 +85,8 @@ def perform() -> Performance:
 
 
 def truth(head: HeadModel, params: HeadParams, camera: Camera, show: Performance, size: int) -> FaceTrack:
-    """The clip's parameters as a track. Landmarks are the head's MediaPipe points, projected; float16, that is to 1/8 pixel."""
+    """The clip's parameters as a track. Landmarks are the head's MediaPipe points, projected; float16, that is to 1/8
+    pixel."""
     embedding = head.embeddings["mediapipe"]
     with torch.no_grad():
         points = camera.project(embedding.points(head(params)))  # type: ignore[operator]
@@ -107,7 +111,8 @@ def truth(head: HeadModel, params: HeadParams, camera: Camera, show: Performance
 
 
 def hum(show: Performance) -> np.ndarray:
-    """(S,) int16 sound: a gliding tone through two formants that follow jaw and lips, silent while the mouth is shut."""
+    """(S,) int16 sound: a gliding tone through two formants that follow jaw and lips, silent while the mouth is
+    shut."""
     count = round(SECONDS * SOUND_RATE)
     at = np.arange(count) / SOUND_RATE
 

@@ -1,7 +1,9 @@
 """Where things are on a head model's template: eyes, lid rims, ears, scalp, lips; measured once per model.
 
-Positions inside the appearance code are *local*: metres from the middle between the eyeball centres, scaled so that the eyes are `EYE_DISTANCE`
-apart, axes as the world (x to the person's left, y up, z out of the face). Numbers such as a hairline's height are given in that frame, so that
+Positions inside the appearance code are *local*: metres from the middle between the eyeball centres, scaled so that
+the eyes are `EYE_DISTANCE`
+apart, axes as the world (x to the person's left, y up, z out of the face). Numbers such as a hairline's height are
+given in that frame, so that
 they fit other head models of FLAME's layout as well.
 """
 
@@ -18,7 +20,8 @@ from ...geom.head import HeadModel
 EYE_DISTANCE = 0.062
 """Metres between the eyeball centres in the local frame."""
 
-# The hairline, as height over the eyes (local metres) at an angle around the vertical axis (degrees, 0 front, 180 back): forehead, temple, the
+# The hairline, as height over the eyes (local metres) at an angle around the vertical axis (degrees, 0 front, 180
+# back): forehead, temple, the
 # front of the ear (sideburn), over the ear, behind it, nape.
 HAIRLINE_ANGLE = (0, 22, 40, 50, 58, 63, 68, 74, 80, 104, 112, 125, 150, 180)
 HAIRLINE_HEIGHT = (
@@ -68,7 +71,8 @@ class Anatomy:
     tree: cKDTree
     """Over `vertices[skin_vertices]`."""
     rims: dict[str, np.ndarray]
-    """Front edges of the lids in order from the inner to the outer corner: "left_upper", "left_lower", "right_upper", "right_lower"."""
+    """Front edges of the lids in order from the inner to the outer corner: "left_upper", "left_lower", "right_upper",
+    "right_lower"."""
     mouth_rim: np.ndarray
     """Vertices shared by the face and the inside of the mouth."""
 
@@ -113,7 +117,8 @@ class Anatomy:
         return faces[pick], np.einsum("pk,pkc->pc", bary, corners[pick])
 
     def clearance(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Signed distance (...,) in template metres of points (..., 3) from the skin (positive outside) and the outward normal (..., 3) there."""
+        """Signed distance (...,) in template metres of points (..., 3) from the skin (positive outside) and the
+        outward normal (..., 3) there."""
         distance, nearest = self.tree.query(points, k=4)
         weight = 1 / np.maximum(distance, 1e-5)
         weight /= weight.sum(-1, keepdims=True)
@@ -149,7 +154,8 @@ def measure(head: HeadModel) -> Anatomy:
     faces = head.faces.cpu().numpy()
     if head.face_part is None or head.uv is None:
         raise ValueError(
-            f"synthetic heads need a head model with parts and texture coordinates; '{head.name}' lacks them, the open head has them."
+            "synthetic heads need a head model with parts and texture coordinates; "
+            f"'{head.name}' lacks them, the open head has them."
         )
     part = head.face_part.cpu().numpy().astype(np.int64)
     names = tuple(head.part_names)
@@ -205,7 +211,8 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def _lid_edge(rim: np.ndarray, sign: float, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """For each vertex where lid and socket meet, the vertex where the lid's margin turns into its front, up to four rings further out.
+    """For each vertex where lid and socket meet, the vertex where the lid's margin turns into its front, up to four
+    rings further out.
 
     Args:
         rim: (R,) vertices in order.

@@ -10,13 +10,13 @@ from torch import Tensor
 from . import noise
 from .palette import to_linear
 
-
 KINDS = {"wall": 0.35, "room": 0.35, "shapes": 0.18, "lights": 0.12}
 """Backdrops and how often they are drawn."""
 
 
 def paint_backdrop(rng: np.random.Generator, kind: str | None = None, size: int = 192) -> Tensor:
-    """(3, size, size) linear RGB picture of a kind in `KINDS` (None draws one), stretched over the frame by the renderer."""
+    """(3, size, size) linear RGB picture of a kind in `KINDS` (None draws one), stretched over the frame by the
+    renderer."""
     drawn = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     kind = drawn if kind is None else kind
     y, x = np.mgrid[0:size, 0:size] / size

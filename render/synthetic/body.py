@@ -1,4 +1,5 @@
-"""The mesh that is drawn: the head with its texture seams split, and a torso that continues the head model's bust out of the picture."""
+"""The mesh that is drawn: the head with its texture seams split, and a torso that continues the head model's bust out
+of the picture."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from ..rasterize import rasterize
 from .anatomy import Anatomy, measure
 from .skin import Chart, spread
 
-# Half width, half depth, depth of the middle and height of the torso's sections (local metres), from the bust's rim downwards.
+# Half width, half depth, depth of the middle and height of the torso's sections (local metres), from the bust's rim
+# downwards.
 TORSO = np.array(
     [
         [0.178, 0.088, -0.098, -0.245],
@@ -54,7 +56,8 @@ class Body:
 def body(head: HeadModel) -> Body:
     """The drawn mesh of a head model; made once per model."""
     anatomy = measure(head)
-    assert head.uv is not None and head.uv_faces is not None
+    assert head.uv is not None
+    assert head.uv_faces is not None
     faces, uv_faces = head.faces.cpu().numpy(), head.uv_faces.cpu().numpy()
     corner = np.stack([faces.ravel(), uv_faces.ravel()], 1)
     pairs, index = np.unique(corner, axis=0, return_inverse=True)
@@ -104,7 +107,8 @@ def _bust_rim(anatomy: Anatomy) -> np.ndarray:
 
 
 def _torso(anatomy: Anatomy, rim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rings from the rim down: positions ((1 + len(TORSO)) R, 3) in template metres, and how they follow the rim (same, R)."""
+    """Rings from the rim down: positions ((1 + len(TORSO)) R, 3) in template metres, and how they follow the rim
+    (same, R)."""
     start = anatomy.local[rim]
     # Angles around the vertical axis, evened out so that corners of the bust become round shoulders.
     angle = np.unwrap(np.arctan2((start[:, 0]) / 0.17, (start[:, 2] + 0.098) / 0.085))

@@ -1,6 +1,7 @@
 """Eyeballs: a baked picture of iris and sclera, and the wet surface over it.
 
-The picture is the eyeball seen along its axis: a texel at (x, y), |(x, y)| <= 1, shows the direction whose sideways part is sin(EDGE) (x, y).
+The picture is the eyeball seen along its axis: a texel at (x, y), |(x, y)| <= 1, shows the direction whose sideways
+part is sin(EDGE) (x, y).
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def eye_albedo(picture: Tensor, direction: Tensor) -> Tensor:
 
 
 def cornea_normal(normal: Tensor, axis: Tensor) -> Tensor:
-    """(P, 3) normals of the ball with its cornea: over the iris the surface bulges, so that normals turn 1.5 times faster.
+    """(P, 3) normals of the ball with its cornea: over the iris the surface bulges, so that normals turn 1.5 times
+    faster.
 
     Args:
         normal: (P, 3) unit normals of the ball in the world.

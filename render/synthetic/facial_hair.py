@@ -1,4 +1,5 @@
-"""Brows, lashes and beards: short strands that stand on the skin and move with it. Lengths in local metres (see anatomy)."""
+"""Brows, lashes and beards: short strands that stand on the skin and move with it. Lengths in local metres (see
+anatomy)."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class BrowShape:
 
 
 def brow_coordinates(local: np.ndarray, shape: BrowShape) -> tuple[np.ndarray, np.ndarray]:
-    """Where points lie in the brow of their side: along (0 head ... 1 tail) and across (-1 lower edge ... 1 upper edge), both (P,)."""
+    """Where points lie in the brow of their side: along (0 head ... 1 tail) and across (-1 lower edge ... 1 upper
+    edge), both (P,)."""
     x = np.abs(local[:, 0])
     along = (x - BROW_X[0]) / (BROW_X[-1] - BROW_X[0])
     arch = shape.arch * np.clip(1 - ((x - 0.0375) / 0.026) ** 2, -1, 1)
@@ -168,7 +170,8 @@ def lashes(length: float, colouring: Colouring, anatomy: Anatomy, rng: np.random
 
 
 def beard_region(local: np.ndarray) -> np.ndarray:
-    """How densely a beard grows (0 to 1) at local points (P, 3): moustache, chin, jaw up to the sideburns, upper throat."""
+    """How densely a beard grows (0 to 1) at local points (P, 3): moustache, chin, jaw up to the sideburns, upper
+    throat."""
     x, y, z = np.abs(local[:, 0]), local[:, 1], local[:, 2]
     # Upper border on the cheek, from beside the mouth to the sideburn.
     border = np.interp(

@@ -1,7 +1,9 @@
 """Head hair: strands grown over the scalp by a style's rules.
 
-A strand starts at a root on the scalp and takes steps. Each step mixes the style's combing direction on the skull, the outward normal (lift, strong at
-the root) and gravity (strong once the strand hangs free); then it is pushed out of the head to its own height above the skin. Curls are a helix
+A strand starts at a root on the scalp and takes steps. Each step mixes the style's combing direction on the skull, the
+outward normal (lift, strong at
+the root) and gravity (strong once the strand hangs free); then it is pushed out of the head to its own height above
+the skin. Curls are a helix
 around the grown line, clumps draw neighbours together towards their tips.
 """
 
@@ -217,7 +219,8 @@ def grow(style: HairStyle, anatomy: Anatomy, rng: np.random.Generator) -> tuple[
 
 
 def _off_the_face(points: np.ndarray, root: np.ndarray, style: HairStyle) -> np.ndarray:
-    """Keeps long hair beside the face: a curtain at each temple that a strand may not cross inwards, and over the ears."""
+    """Keeps long hair beside the face: a curtain at each temple that a strand may not cross inwards, and over the
+    ears."""
     if style.top < 0.12 or style.tied:
         return points
     side = np.where(np.abs(points[:, 0]) > 0.004, np.sign(points[:, 0]), np.sign(root[:, 0]))

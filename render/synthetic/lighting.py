@@ -1,6 +1,7 @@
 """Light: a soft environment with true visibility at the vertices, and a key light with a shadow map.
 
-    environment L(d) on D directions --rasterise from each--> which vertices see it --> irradiance at vertices, occlusion included
+    environment L(d) on D directions --rasterise from each--> which vertices see it --> irradiance at vertices,
+    occlusion included
     key light --rasterise once--> variance shadow map (Donnelly and Lauritzen 2006), blurred, one look-up per point
 
 Both are computed for every frame, so that a lowered brow, an open mouth and hair shade what they should.
@@ -163,7 +164,8 @@ class ShadowMap:
         ]
         behind = (1.0 - view[:, 2] - bias) - mean
         variance = (square - mean**2).clamp_min(6e-6)
-        # Chebyshev's bound on the share of the neighbourhood that is not nearer to the light; its lower end leaks light.
+        # Chebyshev's bound on the share of the neighbourhood that is not nearer to the light; its lower end leaks
+        # light.
         bound = variance / (variance + behind.clamp_min(0) ** 2)
         return ((bound - 0.2) / 0.8).clamp(0.0, 1.0)
 
@@ -179,7 +181,8 @@ def _frame(towards: Tensor) -> Tensor:
 
 
 def _orthographic(vertices: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """NDC and depth (D, V, 3) of vertices seen from each direction, scaled to fit; and metres per half picture (D, 1)."""
+    """NDC and depth (D, V, 3) of vertices seen from each direction, scaled to fit; and metres per half picture (D,
+    1)."""
     frame = _frame(directions)
     view = torch.einsum("dij,vj->dvi", frame, vertices - vertices.mean(0))
     reach = view[..., :2].abs().amax((1, 2))[:, None] * 1.02

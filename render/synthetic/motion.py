@@ -1,6 +1,7 @@
 """Motion of a talking head: parts that are added up on a time line.
 
-A `Performance` collects curves for the head's pose, the gaze and the 52 ARKit units; `params` turns them into `HeadParams`, one per frame. The example
+A `Performance` collects curves for the head's pose, the gaze and the 52 ARKit units; `params` turns them into
+`HeadParams`, one per frame. The example
 clip of the package is a scripted performance; `sample_motion` draws one at random.
 """
 
@@ -157,7 +158,8 @@ class Performance:
         self.gaze[:, 1] += 2.0 * strength * shape
 
     def look(self, targets: list[tuple[float, float, float]]) -> None:
-        """Saccades: from each time (seconds) on, the eyes rest on a target (degrees left, degrees down), reached within 50 ms."""
+        """Saccades: from each time (seconds) on, the eyes rest on a target (degrees left, degrees down), reached
+        within 50 ms."""
         previous = np.zeros(2)
         for time, left, down in targets:
             after = np.clip((self.times - time) / 0.05, 0, 1)[:, None]
@@ -201,7 +203,8 @@ class Performance:
     def params(self, head: HeadModel, shape: Tensor, translation: Tensor) -> HeadParams:
         """The performance as head parameters.
 
-        The neck turns the head by nine tenths, the shoulders follow by the rest. Gaze and blinks need ARKit maps of the head.
+        The neck turns the head by nine tenths, the shoulders follow by the rest. Gaze and blinks need ARKit maps of
+        the head.
 
         Args:
             shape: (1, S).
@@ -252,7 +255,8 @@ def _turn(yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray) -> Tensor:
 
 
 def sample_performance(seed: int, frames: int, fps: float) -> Performance:
-    """A random performance: head motion, nods, speech, blinks, saccades, changing expressions. The same seed gives the same curves."""
+    """A random performance: head motion, nods, speech, blinks, saccades, changing expressions. The same seed gives the
+    same curves."""
     if frames < 1 or fps <= 0:
         raise ValueError(f"sample_motion: frames must be at least 1 and fps positive, got {frames} and {fps}.")
     rng = np.random.default_rng([seed & 0x7FFFFFFF, 100])

@@ -1,6 +1,7 @@
 """Noise in object space: what skin, eyes, hair and rooms are made of.
 
-Every function takes points, not pixels, so a pattern sticks to the surface whatever the pose, and it is a pure function of (point, seed): the same
+Every function takes points, not pixels, so a pattern sticks to the surface whatever the pose, and it is a pure
+function of (point, seed): the same
 seed gives the same freckle on every machine.
 """
 
@@ -112,6 +113,7 @@ def cells(points: np.ndarray, frequency: float, *, seed: int = 0) -> tuple[np.nd
         frequency: feature points per metre along each axis.
         seed: any integer.
     Returns:
-        distance (P,) float32, metres to the nearest feature point, and identity (P,) float32 in [0, 1), a random number of that feature point.
+        distance (P,) float32, metres to the nearest feature point, and identity (P,) float32 in [0, 1), a random
+        number of that feature point.
     """
     return _cells(np.ascontiguousarray(points, np.float32), float(frequency), int(seed))

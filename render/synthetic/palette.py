@@ -1,7 +1,9 @@
 """The colours of a person, drawn together so that they belong together.
 
-Skin, hair, brow, lip and eye colour are not independent: they share melanin. A person is drawn from one of a few colour families (a range of skin
-melanin with the hair and eye colours that go with it), then every number varies inside the family; grey hair comes with age in every family.
+Skin, hair, brow, lip and eye colour are not independent: they share melanin. A person is drawn from one of a few
+colour families (a range of skin
+melanin with the hair and eye colours that go with it), then every number varies inside the family; grey hair comes
+with age in every family.
 Colours are linear RGB in [0, 1] unless a name says sRGB.
 """
 

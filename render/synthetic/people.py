@@ -1,4 +1,5 @@
-"""Random people: who they are (shape), how they look (appearance), and the light and place they are seen in. The same seed is the same person."""
+"""Random people: who they are (shape), how they look (appearance), and the light and place they are seen in. The same
+seed is the same person."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class Garment:
 
 @dataclass(frozen=True)
 class Appearance:
-    """Everything about a picture but the head's parameters and the camera. Made by `sample_appearance`; tensors may be moved with `to`."""
+    """Everything about a picture but the head's parameters and the camera. Made by `sample_appearance`; tensors may be
+    moved with `to`."""
 
     traits: Traits
     colouring: Colouring
@@ -107,7 +109,8 @@ def sample_traits(seed: int) -> Traits:
 
 
 def sample_identity(seed: int, head: HeadModel) -> Tensor:
-    """(1, S) shape coefficients of a seed: a Gaussian, shifted by age, presentation and weight where the model has such controls."""
+    """(1, S) shape coefficients of a seed: a Gaussian, shifted by age, presentation and weight where the model has
+    such controls."""
     rng, traits = _generator(seed, 2), sample_traits(seed)
     shape = torch.from_numpy(rng.normal(0, 0.62, (1, head.n_shape))).float()
     wanted = {

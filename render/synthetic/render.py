@@ -48,7 +48,8 @@ class Frame:
     segmentation: Tensor
     """(B, H, W) uint8, index into `CLASSES`."""
     face_id: Tensor
-    """(B, H, W) int32 triangle of the head model at the pixel's centre; -1 where there is none or the torso covers it."""
+    """(B, H, W) int32 triangle of the head model at the pixel's centre; -1 where there is none or the torso covers
+    it."""
     hair: Tensor
     """(B, 1, H, W) share of the pixel that strands cover, 0 to 1."""
     vertices: Tensor
@@ -244,7 +245,8 @@ def _draw(
 ) -> tuple[Fragments, Tensor]:
     """Rasterised ribbons, and tangent, volume normal, depth in the hair, colour, cover at the samples (H W, 11).
 
-    Hairs thinner than a sample (`spacing` metres) are widened to it. In return, single hairs become transparent; in dense hair, where there is
+    Hairs thinner than a sample (`spacing` metres) are widened to it. In return, single hairs become transparent; in
+    dense hair, where there is
     other hair behind, some are left out.
     """
     count, points = strands.shape
@@ -368,7 +370,8 @@ def _on_lips(local: Tensor) -> Tensor:
 
 
 def _teeth_coordinates(head: HeadModel, name: str, local: Tensor) -> tuple[Tensor, Tensor]:
-    """For points on a row of teeth: metres along the arch from the middle, and 0 at the biting edge ... 1 at the gums."""
+    """For points on a row of teeth: metres along the arch from the middle, and 0 at the biting edge ... 1 at the
+    gums."""
     anatomy = measure(head)
     row = anatomy.local[np.unique(anatomy.faces[anatomy.faces_of(name)])]
     # The arch as an ellipse through the row's front and sides; its arc length by a table over the angle.

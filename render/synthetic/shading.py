@@ -37,8 +37,10 @@ class Surface:
 def light_surface(surface: Surface, lighting: Lighting, shadows: ShadowMap) -> Tensor:
     """(P, 3) light towards the camera from skin and other dull things.
 
-    Diffuse: environment times its visibility, plus the key light with a wrapped cosine whose wrap is widest in red, which is what scattering under
-    skin looks like at the terminator; shadows get the same red edge. Specular: two GGX lobes (rough skin, thin oil film) and the environment at
+    Diffuse: environment times its visibility, plus the key light with a wrapped cosine whose wrap is widest in red,
+    which is what scattering under
+    skin looks like at the terminator; shadows get the same red edge. Specular: two GGX lobes (rough skin, thin oil
+    film) and the environment at
     grazing angles.
     """
     normal, view = surface.normal, F.normalize(-surface.position, dim=1)
@@ -68,12 +70,14 @@ def light_surface(surface: Surface, lighting: Lighting, shadows: ShadowMap) -> T
 
 
 def _bounce(share: Tensor, albedo: Tensor) -> Tensor:
-    """Visibility with the light that neighbouring skin throws back: bright skin fills its own creases (Jimenez et al. 2016)."""
+    """Visibility with the light that neighbouring skin throws back: bright skin fills its own creases (Jimenez et al.
+    2016)."""
     return share / (1 - albedo * (1 - share) * 0.85)
 
 
 def _ggx(n_h: Tensor, n_l: Tensor, n_v: Tensor, rough: float) -> Tensor:
-    """Microfacet distribution and visibility, without the Fresnel term (Walter et al. 2007; Smith's term after Karis 2013)."""
+    """Microfacet distribution and visibility, without the Fresnel term (Walter et al. 2007; Smith's term after Karis
+    2013)."""
     a2 = rough**4
     d = a2 / (math.pi * (n_h * n_h * (a2 - 1) + 1) ** 2)
     k = (rough + 1) ** 2 / 8
@@ -130,7 +134,8 @@ def light_hair(
 ) -> Tensor:
     """(P, 3) light towards the camera from strands: a cylinder's diffuse light and two shifted highlights.
 
-    Kajiya and Kay 1989 for the diffuse part; highlights after Marschner et al. 2003: the first, of the light's colour, is shifted towards the root,
+    Kajiya and Kay 1989 for the diffuse part; highlights after Marschner et al. 2003: the first, of the light's colour,
+    is shifted towards the root,
     the second, of the hair's colour, towards the tip.
 
     Args:

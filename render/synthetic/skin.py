@@ -1,4 +1,5 @@
-"""Skin as a texture: albedo, gloss and fine relief of one person, painted in object space and stored in the head's own texture chart.
+"""Skin as a texture: albedo, gloss and fine relief of one person, painted in object space and stored in the head's own
+texture chart.
 
     chart texels --rasterise the chart--> points on the template --paint--> albedo, gloss, relief (one atlas per person)
 
@@ -8,6 +9,7 @@ Everything that is painted is a function of the point on the template, so there 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -80,7 +82,7 @@ def lip_weight(local: np.ndarray, softness: float = 0.0011) -> np.ndarray:
 
 def _near_line(local: np.ndarray, line: np.ndarray, width: float) -> np.ndarray:
     """Gaussian profile around a polyline (Q, 2) in x, y and its mirror image; (P,)."""
-    dense = np.concatenate([np.linspace(a, b, 12) for a, b in zip(line[:-1], line[1:], strict=True)])
+    dense = np.concatenate([np.linspace(a, b, 12) for a, b in pairwise(line)])
     distance, _ = cKDTree(dense).query(np.stack([np.abs(local[:, 0]), local[:, 1]], 1))
     return np.exp(-((distance / width) ** 2)) * (local[:, 2] > -0.03)
 
@@ -203,7 +205,7 @@ def rim_tree(anatomy: Anatomy) -> cKDTree:
     dense = []
     for rim in anatomy.rims.values():
         line = anatomy.local[rim]
-        dense += [np.linspace(a, b, 8) for a, b in zip(line[:-1], line[1:], strict=True)]
+        dense += [np.linspace(a, b, 8) for a, b in pairwise(line)]
     return cKDTree(np.concatenate(dense))
 
 
@@ -218,7 +220,8 @@ class Chart:
     local: np.ndarray
     """(P, 3) local points of the covered texels, row by row."""
     nearest: np.ndarray
-    """(H * W,) for every texel the index (0 ... P-1) of the nearest covered one: bleeds colours over the chart's edge."""
+    """(H * W,) for every texel the index (0 ... P-1) of the nearest covered one: bleeds colours over the chart's
+    edge."""
 
 
 def bake(colouring: Colouring, look: SkinLook, anatomy: Anatomy, chart: Chart) -> Tensor:

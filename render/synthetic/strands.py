@@ -1,8 +1,10 @@
 """Hair as strands: polylines on the template, carried by the head and drawn as ribbons that face the camera.
 
-    roots on triangles --grow--> points (K, P, 3) on the template --carry--> world --ribbons--> triangles for the rasteriser
+    roots on triangles --grow--> points (K, P, 3) on the template --carry--> world --ribbons--> triangles for the
+    rasteriser
 
-Head hair is carried rigidly by the head after following the identity's skull; brows, lashes and beards follow the triangle that they stand on.
+Head hair is carried rigidly by the head after following the identity's skull; brows, lashes and beards follow the
+triangle that they stand on.
 K strands, P points per strand, N head vertices.
 """
 
@@ -142,7 +144,8 @@ def _tangents(points: Tensor) -> Tensor:
 
 
 def _frames(corners: Tensor) -> Tensor:
-    """(K, 3, 3) right-handed frames of triangles (K, 3, 3); columns are edge, in-plane normal to it, triangle normal."""
+    """(K, 3, 3) right-handed frames of triangles (K, 3, 3); columns are edge, in-plane normal to it, triangle
+    normal."""
     edge = corners[:, 1] - corners[:, 0]
     normal = torch.linalg.cross(edge, corners[:, 2] - corners[:, 0])
     edge = edge / edge.norm(dim=-1, keepdim=True).clamp_min(1e-12)
