@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ...geom.camera import Camera
 from ...geom.head import HeadModel, HeadParams
@@ -24,8 +23,8 @@ from . import composite, eyes, matte, mouth, shading, surface
 from . import field as motion_field
 from .eyes import Eye
 from .matte import Matte
-from .mouth import Arch, Mouth
-from .rims import Rims, carried, rigid_map
+from .mouth import Mouth
+from .rims import Rims, carried, joint_frames, pixels, rigid_map
 from .surface import Surface
 
 Image = NDArray[np.float32]
@@ -50,6 +49,8 @@ class GeometricConfig:
     turned: tuple[float, float] = (0.35, 0.55)
     """Ratio of source to target foreshortening below which skin is too stretched to show (none of it), and above which
     it is shown. A ratio, so that nothing is rejected at rest."""
+    uncovered: tuple[float, float] = (0.0, 0.2)
+    """Growth of the cosine to the camera over which hidden surface takes its colours from the outline of the head."""
 
 
 @dataclass
@@ -94,7 +95,7 @@ class SourceState:
     scale: float
     """Output pixels per work pixel."""
     small: Image
-    """(h, w, 3) the photo, one value per membrane cell."""
+    """(h, w, 4) the person, one value per membrane cell, premultiplied."""
     grain: Image
     """(G, G) texture of the skin."""
 
@@ -138,13 +139,14 @@ class GeometricRenderer:
         offsets = surface.snap(self.head, params, camera, self.embedding, landmarks)
         head = surface.with_offsets(self.head, offsets)
         person = np.ones((height, width), np.float32) if source.person is None else source.person
-        plain = surface.build(head, params, camera, self.embedding, np.ones_like(person))
-        face = surface.face_mask(plain, (height, width))
+        face = surface.face_mask(head, params, camera, self.embedding, (height, width))
         split = matte.split(work, person, face, face_width)
-        if self.config.inflate and split.trust > 0:
-            grown = split.trust * surface.inflate(head, params, camera, self.embedding, split.outline)
+        grown = split.trust * surface.inflate(head, params, camera, self.embedding, split.outline)
+        hair = np.linalg.norm(grown, axis=1)
+        if self.config.inflate:
             head = surface.with_offsets(head, grown)
-        skin = surface.build(head, params, camera, self.embedding, split.outline)
+        outline = split.outline if split.trust > 0 else np.ones_like(person)
+        skin = surface.build(head, params, camera, self.embedding, outline, hair, face_width)
 
         grain = composite.skin_grain(work, skin)
         fine = work if source.fine is None else _to_float(source.fine)
@@ -152,7 +154,8 @@ class GeometricRenderer:
         marks = landmarks[:, :2] * scale
         rims = Rims(head, params, camera, self.embedding, landmarks[:, :2])
         upper, lower = mouth.arches(head, params, self.embedding)
-        edge = camera.project(self._arch(head, params, upper)[None, :1])[0, 0].numpy()
+        edge = carried(rims.frames, upper.centre, upper.joint)[0]
+        size = float(-edge[2] / camera.focal[0]) / scale  # metres of an output pixel at the teeth
         visible = (skin.skin > 0.5) & (skin.confidence > 0.8)
         colours = np.stack([surface.sample(work[..., c], skin.pixels[visible, :2]) for c in range(3)], 1)
         return SourceState(
@@ -161,22 +164,20 @@ class GeometricRenderer:
             surface=skin,
             rims=rims,
             eyes=(eyes.take_apart(fine, marks, grain, 0), eyes.take_apart(fine, marks, grain, 1)),
-            mouth=mouth.find(
-                fine, marks, edge[:2] * scale, float(edge[2] / camera.focal[0]) / scale, colours, upper, lower
-            ),
+            mouth=mouth.find(fine, marks, pixels(edge[None], camera)[0] * scale, size, colours, upper, lower),
             light=shading.estimate_light(work, skin),
             matte=split,
             layers=layers,
             background=background,
             photo=fine,
             scale=scale,
-            small=composite.shrink(work),
+            small=composite.shrink(work, split.alpha),
             grain=grain,
         )
 
     @torch.no_grad()
     def render(self, state: SourceState, motion: HeadParams) -> Rendered:
-        """The source person with the head parameters `motion` (B = 1); another shape than the source's bends the face."""
+        """The source person with the head parameters `motion` (B = 1); another shape than the source's bends it."""
         config, skin = self.config, state.surface
         size = state.matte.alpha.shape
         threads = torch.get_num_threads()
@@ -191,11 +192,16 @@ class GeometricRenderer:
         normals = surface.vertex_normals(vertices, skin.faces)
         facing = surface.facing_camera(vertices, normals)
         ratio = np.maximum(skin.facing, 0) / np.maximum(facing, 0.02)
-        attributes = np.empty((len(vertices), 5), np.float32)
-        attributes[:, :2] = skin.pixels[:, :2] - pixels[:, :2]
+        attributes = np.empty((len(vertices), 6), np.float32)
+        # Surface that turns towards the camera and was not shown takes its colours from the outline; at rest, and while
+        # it only shifts, everything is its own origin.
+        hidden = skin.uncovered * surface.rise(facing - skin.facing, *config.uncovered)
+        origin = skin.pixels[:, :2] + hidden[:, None] * (skin.origin - skin.pixels[:, :2])
+        attributes[:, :2] = origin - pixels[:, :2]
         attributes[:, 2] = skin.soften @ shading.gain(state.light, skin.normals, normals, config.relight) - 1
         attributes[:, 3] = skin.confidence * surface.rise(ratio, *config.turned)
         attributes[:, 4] = skin.pixels[:, 2]
+        attributes[:, 5] = hidden
 
         motion_map = motion_field.compute(
             fragments.face_id[0].numpy(),
@@ -207,9 +213,9 @@ class GeometricRenderer:
             config.hidden,
             threads,
         )
-        image = composite.warp(state.layers, state.background, motion_map.values, state.scale, threads)
+        image, cover = composite.warp(state.layers, state.background, motion_map.values, state.scale, threads)
         composite.paint_stretched(
-            image, state.small, motion_map.values, motion_map.stretch, state.grain, state.scale, threads
+            image, cover, state.small, motion_map.values, motion_map.stretch, state.grain, state.scale, threads
         )
         self._draw_openings(image, state, motion, motion_map.values)
         return Rendered(_to_bytes(image), motion_map.values[..., :2], motion_map.confidence)
@@ -229,13 +235,16 @@ class GeometricRenderer:
         rims, camera, scale = state.rims, state.camera, state.scale
         points = rims.points(motion)
         output_camera = camera.crop((scale, 0.0, 0.0))
+        frames = joint_frames(state.surface.head, motion)
+        shifts = rims.gaze_shifts(motion) * scale
         for side, eye in enumerate(state.eyes):
             rim_ids = [*eyes.UPPER[side], *eyes.LOWER[side]]
-            shift = rims.gaze_shift(motion, side) * scale
-            moved = np.abs((points - state.rims.landmarks)[rim_ids]).max() * scale + np.hypot(*shift)
-            to_source = rigid_map(rims.eyeball(state.params, side), rims.eyeball(motion, side), output_camera, 0.01)
+            shift = shifts[side]
+            moved = np.abs((points - rims.landmarks)[rim_ids]).max() * scale + np.hypot(*shift)
+            to_source = rigid_map(rims.eyeball(rims.frames, side), rims.eyeball(frames, side), output_camera, 0.01)
             target = rims.eye(points * scale, side)
-            eyes.draw(image, state.photo, eye, values, target, to_source, shift, float(surface.rise(moved, 0.05, 0.5)))
+            strength = float(surface.rise(moved, 0.05, 0.5))
+            eyes.draw(image, state.photo, eye, values, target, to_source, shift, strength)
 
         lips = state.mouth
         target = rims.mouth(points * scale)
@@ -244,25 +253,17 @@ class GeometricRenderer:
             target = target.sealed((1 - lips.own) * self.config.seal * lips.opening.width)
         moved = np.abs((points - rims.landmarks)[[*mouth.UPPER, *mouth.LOWER]]).max() * scale
         opened = (target.gap - lips.opening.gap) / (0.012 * lips.opening.width)
-        strength = surface.rise(moved, 0.05, 0.5) * max(lips.own, float(surface.rise(opened, 0.3, 1.5)))
+        strength = float(surface.rise(moved, 0.05, 0.5)) * max(lips.own, float(surface.rise(opened, 0.3, 1.5)))
         if strength > 0:
-            axes = [
-                (self._arch(state.surface.head, state.params, arch), self._arch(state.surface.head, motion, arch))
-                for arch in (lips.upper, lips.lower)
-            ]
-            maps = [rigid_map(before, after, output_camera) for before, after in axes]
-            mouth.draw(
-                image, state.photo, lips, target, axes[0][1], axes[1][1], maps[0], maps[1], output_camera, strength
-            )
-
-    @staticmethod
-    def _arch(head: HeadModel, params: HeadParams, arch: Arch) -> Tensor:
-        return carried(head, params, torch.from_numpy(arch.centre), arch.joint)
+            axes = [carried(frames, arch.centre, arch.joint) for arch in (lips.upper, lips.lower)]
+            rest = [carried(rims.frames, arch.centre, arch.joint) for arch in (lips.upper, lips.lower)]
+            maps = [rigid_map(before, after, output_camera) for before, after in zip(rest, axes, strict=True)]
+            mouth.draw(image, state.photo, lips, target, axes[0], axes[1], maps[0], maps[1], output_camera, strength)
 
 
 def _to_float(image: NDArray[np.uint8]) -> Image:
-    return image.astype(np.float32) / 255
+    return image.astype(np.float32) / np.float32(255)
 
 
 def _to_bytes(image: Image) -> NDArray[np.uint8]:
-    return (image * 255 + 0.5).astype(np.uint8)
+    return (image * np.float32(255) + np.float32(0.5)).astype(np.uint8)

@@ -29,7 +29,7 @@ STILL = 2e-3
 """Pixels of displacement below which the source pixel is copied."""
 
 
-def warp(layers: Image, background: Image, values: Image, scale: float, workers: int = 1) -> Image:
+def warp(layers: Image, background: Image, values: Image, scale: float, workers: int = 1) -> tuple[Image, Image]:
     """The source picture moved by a field.
 
     Args:
@@ -39,22 +39,24 @@ def warp(layers: Image, background: Image, values: Image, scale: float, workers:
         scale: source pixels per work pixel.
         workers: threads.
     Returns:
-        (h, w, 3) in about [0, 1] (cubic overshoot is clipped).
+        (h, w, 3) picture in [0, 1] (cubic overshoot is clipped), and (h, w) how much of each pixel the person covers.
     """
     out = np.empty_like(background)
+    cover = np.empty(background.shape[:2], np.float32)
 
     def run(top: int, bottom: int) -> None:
-        _warp(layers, background, values, np.float32(scale), out, top, bottom)
+        _warp(layers, background, values, np.float32(scale), out, cover, top, bottom)
 
     threads.run(run, bands(len(out), 16), workers)
-    return out
+    return out, cover
 
 
-def shrink(image: Image) -> Image:
-    """(H, W, 3) -> one mean per membrane cell."""
-    height, width = image.shape[:2]
-    padded = np.pad(image, ((0, -height % CELL), (0, -width % CELL), (0, 0)), mode="edge")
-    return padded.reshape(padded.shape[0] // CELL, CELL, -1, CELL, 3).mean((1, 3)).astype(np.float32)
+def shrink(image: Image, alpha: Image) -> Image:
+    """(H, W, 3) and the person matte (H, W) -> (h, w, 4): person's colour times alpha, and alpha; means over cells."""
+    height, width = alpha.shape
+    person = np.dstack([image * alpha[..., None], alpha])
+    padded = np.pad(person, ((0, -height % CELL), (0, -width % CELL), (0, 0)), mode="edge")
+    return padded.reshape(padded.shape[0] // CELL, CELL, -1, CELL, 4).mean((1, 3)).astype(np.float32)
 
 
 def skin_grain(image: Image, surface: Surface, size: int = 256) -> Image:
@@ -72,13 +74,21 @@ def skin_grain(image: Image, surface: Surface, size: int = 256) -> Image:
 
 
 def paint_stretched(
-    image: Image, small: Image, field: Image, stretch: Image, grain: Image, scale: float, workers: int = 1
+    image: Image,
+    cover: Image,
+    small: Image,
+    field: Image,
+    stretch: Image,
+    grain: Image,
+    scale: float,
+    workers: int = 1,
 ) -> None:
     """Paint smooth skin, in place, where the warp repeats the same few source pixels (striped chins and temples).
 
     Args:
         image: (h, w, 3).
-        small: (H / CELL, W / CELL, 3) the source, one value per cell.
+        cover: (h, w) how much of each pixel is the person.
+        small: (H / CELL, W / CELL, 4) the person, see `shrink`.
         field: (H, W, 3) work displacement.
         stretch: (H / CELL, W / CELL) in [0, 1].
         grain: (G, G) texture of the skin with mean 0, tiled.
@@ -88,11 +98,12 @@ def paint_stretched(
     if stretch.max() < 0.02:
         return
     colours = _gather(small, field)
-    weights = ((1 - np.minimum(1.25 * stretch, 1)) ** 2).astype(np.float32)
-    fill = membrane.solve(colours, 20 * weights, sweeps=8)
+    alpha = colours[..., 3]
+    weights = ((1 - np.minimum(1.25 * stretch, 1)) ** 2 * alpha).astype(np.float32)
+    fill = membrane.solve(colours[..., :3] / np.maximum(alpha, 0.05)[..., None], 20 * weights, sweeps=8)
 
     def run(top: int, bottom: int) -> None:
-        _paint(image, fill, stretch, grain, np.float32(scale), top, bottom)
+        _paint(image, cover, fill, stretch, grain, np.float32(scale), top, bottom)
 
     threads.run(run, bands(len(image), 16), workers)
 
@@ -112,7 +123,9 @@ def _cubic(t):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
-def _warp(layers: Image, background: Image, values: Image, scale: float, out: Image, first: int, last: int) -> None:
+def _warp(
+    layers: Image, background: Image, values: Image, scale: np.float32, out: Image, covers: Image, first: int, last: int
+) -> None:
     height, width = background.shape[:2]
     rows, columns = values.shape[:2]
     half, one = np.float32(0.5), np.float32(1)
@@ -141,7 +154,8 @@ def _warp(layers: Image, background: Image, values: Image, scale: float, out: Im
                     low_y, high_y = min(low_y, values[j, i, 1]), max(high_y, values[j, i, 1])
 
             red = green = blue = cover = np.float32(0)
-            if high_x - low_x > JUMP or high_y - low_y > JUMP:
+            on_border = y == 0 or y == height - 1 or x == 0 or x == width - 1
+            if not on_border and (high_x - low_x > JUMP or high_y - low_y > JUMP):
                 total = np.float32(0)
                 for j in range(first_y, last_y + 1):
                     for i in range(first_x, last_x + 1):
@@ -180,12 +194,13 @@ def _warp(layers: Image, background: Image, values: Image, scale: float, out: Im
                     + w10 * values[bottom, left, 2]
                     + w11 * values[bottom, right, 2]
                 )
-                if abs(dx) + abs(dy) < STILL:
+                if on_border or abs(dx) + abs(dy) < STILL:
                     red, green, blue = gain * layers[y, x, 0], gain * layers[y, x, 1], gain * layers[y, x, 2]
                     cover = layers[y, x, 3]
                 else:
                     red, green, blue, cover = _bicubic(layers, x + half + scale * dx, y + half + scale * dy)
                     red, green, blue = gain * red, gain * green, gain * blue
+            covers[y, x] = cover
             behind = one - min(max(cover, np.float32(0)), one)
             out[y, x, 0] = min(max(red + behind * background[y, x, 0], np.float32(0)), one)
             out[y, x, 1] = min(max(green + behind * background[y, x, 1], np.float32(0)), one)
@@ -249,7 +264,7 @@ def _gather(small: Image, field: Image) -> Image:
             ix, iy = int(u), int(v)
             jx, jy = min(ix + 1, columns - 1), min(iy + 1, rows - 1)
             fx, fy = u - ix, v - iy
-            for c in range(3):
+            for c in range(4):
                 a = small[iy, ix, c] + fx * (small[iy, jx, c] - small[iy, ix, c])
                 b = small[jy, ix, c] + fx * (small[jy, jx, c] - small[jy, ix, c])
                 out[y, x, c] = a + fy * (b - a)
@@ -257,7 +272,9 @@ def _gather(small: Image, field: Image) -> Image:
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
-def _paint(image: Image, fill: Image, stretch: Image, grain: Image, scale: float, first: int, last: int) -> None:
+def _paint(
+    image: Image, cover: Image, fill: Image, stretch: Image, grain: Image, scale: np.float32, first: int, last: int
+) -> None:
     width = image.shape[1]
     rows, columns = stretch.shape
     size = grain.shape[0]
@@ -279,7 +296,7 @@ def _paint(image: Image, fill: Image, stretch: Image, grain: Image, scale: float
             )
             if w <= 0:
                 continue
-            w *= np.float32(0.75)
+            w *= np.float32(0.75) * min(max(cover[y, x], np.float32(0)), one)
             noise = grain[y % size, x % size]
             for c in range(3):
                 smooth = (

@@ -85,7 +85,7 @@ def take_apart(image: Image, landmarks: Points, grain: Image, side: int) -> Eye:
 
     # Lid skin without lashes: every colour an average over a neighbourhood, so that none makes a streak when stretched.
     skin = 1 - rims.coverage(points, 0.05 * rims.width, grow=0.07 * rims.width).reshape(x.shape)
-    lid = _spread(patch, 0.999 * (skin * (skin > 0.5)), 0.05 * rims.width, keep=False)
+    lid = _spread(patch, (skin * (skin > 0.5)).astype(np.float32), 0.05 * rims.width, keep=False)
     return Eye(rims, np.array([*centre, radius], np.float32), (top, left), sclera, disc, lid, grain)
 
 
@@ -115,7 +115,8 @@ def draw(
     window = opening.bounds(target, 0.5 * eye.opening.width, (image.shape[0], image.shape[1]))
     turned = float(np.clip((np.hypot(*shift) / (0.02 * eye.opening.width) - 0.3) / 1.2, 0, 1))
     _draw(
-        image, source, field, np.float32(image.shape[0] / field.shape[0]), eye.sclera, eye.disc, eye.lid, eye.grain, np.array(eye.origin, np.int64), eye.iris,
+        image, source, field, np.float32(image.shape[0] / field.shape[0]), eye.sclera, eye.disc, eye.lid, eye.grain,
+        np.array(eye.origin, np.int64), eye.iris,
         eye.opening.frame, eye.opening.upper, eye.opening.lower, target.frame, target.upper, target.lower,
         to_source.astype(np.float32), shift.astype(np.float32), np.float32(strength), np.float32(turned),
         np.float32(max(1.2, 0.012 * eye.opening.width)), np.array(window, np.int64),

@@ -26,8 +26,12 @@ Points = NDArray[np.float32]
 
 CELL = 4
 """Pixels per membrane cell."""
+GUESS = 0.02
+"""Confidence, as a membrane weight only, of surface that the photo hides: its place is continued over the mesh."""
 ANCHOR = 200.0
 """Membrane weight of a cell that the mesh covers with full confidence."""
+MARGIN = 12
+"""Pixels next to the border over which motion fades to zero."""
 PINNED = 1e4
 """Membrane weight on borders that must not move."""
 
@@ -60,7 +64,8 @@ def compute(
         face_id: (H, W) triangles seen by the target pixels, -1 for none.
         faces: (F, 3).
         target: (N, 2) target px of the vertices.
-        attributes: (N, 5) dx, dy, gain - 1, confidence, source depth in metres.
+        attributes: (N, 6) dx, dy, gain - 1, confidence, source depth in metres, and how far the place
+            of a hidden vertex is continued from shown ones.
         depth: (H, W) source z-buffer in metres.
         person: (H, W) in [0, 1]: the part of the source that must move with the head or body.
         workers: threads.
@@ -69,13 +74,14 @@ def compute(
     height, width = face_id.shape
     values = np.zeros((height, width, 3), np.float32)
     confidence = np.zeros((height, width), np.float32)
+    support = np.zeros((height, width), np.float32)
     near, far = np.float32(edge[0]), np.float32(edge[1])
 
     def look_up(top: int, bottom: int) -> None:
-        _look_up(face_id, faces, target, attributes, depth, near, far, values, confidence, top, bottom)
+        _look_up(face_id, faces, target, attributes, depth, near, far, values, confidence, support, top, bottom)
 
     threads.run(look_up, bands(height), workers)
-    anchors, weights, hidden = _to_cells(values, confidence, face_id)
+    anchors, weights, hidden = _to_cells(values, confidence, support, face_id)
     coarse = _extend(anchors, ANCHOR * weights, person)
 
     def blend(top: int, bottom: int) -> None:
@@ -83,7 +89,10 @@ def compute(
 
     threads.run(blend, bands(height), workers)
     stretch = _stretch(coarse, hidden)
-    return Field(values, confidence, _blur(_blur(stretch)))
+    stretch = _blur(_blur(stretch))
+    stretch[0] = stretch[-1] = 0
+    stretch[:, 0] = stretch[:, -1] = 0
+    return Field(values, confidence, stretch)
 
 
 def _extend(anchors: Image, weights: Image, person: Image) -> Image:
@@ -110,10 +119,11 @@ def _look_up(
     target: Points,
     attributes: Points,
     depth: Image,
-    near: float,
-    far: float,
+    near: np.float32,
+    far: np.float32,
     values: Image,
     confidence: Image,
+    support: Image,
     top: int,
     bottom: int,
 ) -> None:
@@ -138,6 +148,9 @@ def _look_up(
             dx = wa * attributes[a, 0] + wb * attributes[b, 0] + wc * attributes[c, 0]
             dy = wa * attributes[a, 1] + wb * attributes[b, 1] + wc * attributes[c, 1]
             sure = wa * attributes[a, 3] + wb * attributes[b, 3] + wc * attributes[c, 3]
+            # A hidden vertex at the outline has a continued place. One that something passed in front of has none.
+            guess = wa * attributes[a, 5] + wb * attributes[b, 5] + wc * attributes[c, 5]
+            guess *= np.float32(GUESS) * min(max(np.float32(1) - sure, np.float32(0)), np.float32(1))
             if sure > 0:
                 z = wa * attributes[a, 4] + wb * attributes[b, 4] + wc * attributes[c, 4]
                 sx = min(max(int(px + dx), 0), width - 1)
@@ -147,12 +160,16 @@ def _look_up(
             values[y, x, 0] = dx
             values[y, x, 1] = dy
             values[y, x, 2] = wa * attributes[a, 2] + wb * attributes[b, 2] + wc * attributes[c, 2]
-            confidence[y, x] = min(max(sure, np.float32(0)), np.float32(1))
+            sure = min(max(sure, np.float32(0)), np.float32(1))
+            confidence[y, x] = sure
+            support[y, x] = sure + guess
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
-def _to_cells(values: Image, confidence: Image, face_id: NDArray[np.int32]) -> tuple[Image, Image, Image]:
-    """Confidence-weighted means over cells, the mean confidence, and the share of mesh that the photo hides."""
+def _to_cells(
+    values: Image, confidence: Image, support: Image, face_id: NDArray[np.int32]
+) -> tuple[Image, Image, Image]:
+    """Means over cells weighted by support, the mean support, and the share of mesh that the photo hides."""
     height, width = confidence.shape
     rows, columns = (height + CELL - 1) // CELL, (width + CELL - 1) // CELL
     sums = np.zeros((rows, columns, 3), np.float32)
@@ -160,9 +177,9 @@ def _to_cells(values: Image, confidence: Image, face_id: NDArray[np.int32]) -> t
     hidden = np.zeros((rows, columns), np.float32)
     for y in range(height):
         for x in range(width):
-            w = confidence[y, x]
+            w = support[y, x]
             if face_id[y, x] >= 0:
-                hidden[y // CELL, x // CELL] += (np.float32(1) - w) / (CELL * CELL)
+                hidden[y // CELL, x // CELL] += (np.float32(1) - confidence[y, x]) / (CELL * CELL)
             if w > 0:
                 total[y // CELL, x // CELL] += w
                 for c in range(3):
@@ -212,8 +229,8 @@ def _blend(values: Image, confidence: Image, coarse: Image, first: int, last: in
             fx = h - left
             right = min(left + 1, columns - 1)
             w = confidence[y, x]
-            # The outermost cell fades to exactly zero on the outermost pixel.
-            border = min(np.float32(min(edge_y, min(x, width - 1 - x))) / np.float32(CELL), np.float32(1))
+            # What the mesh says fades to exactly zero on the outermost pixel, too.
+            border = min(np.float32(min(edge_y, min(x, width - 1 - x))) / np.float32(MARGIN), np.float32(1))
             for c in range(3):
                 a = coarse[top, left, c] + fx * (coarse[top, right, c] - coarse[top, left, c])
                 b = coarse[bottom, left, c] + fx * (coarse[bottom, right, c] - coarse[bottom, left, c])

@@ -37,7 +37,7 @@ def solve(values: Image, weights: Image, *, sweeps: int = 12, coarsest: int = 4)
     if values.ndim != 3 or weights.shape != values.shape[:2]:
         raise ValueError(f"membrane: values must be (H, W, C), weights (H, W), got {values.shape} and {weights.shape}.")
     levels = [(np.ascontiguousarray(values, np.float32), np.minimum(weights, MAX_WEIGHT).astype(np.float32))]
-    while min(levels[-1][1].shape) > coarsest:
+    while max(levels[-1][1].shape) > coarsest:
         levels.append(_restrict(*levels[-1]))
     result = _average(*levels[-1])
     _relax(result, *levels[-1], 10 * sweeps)
@@ -100,7 +100,7 @@ def _relax(u: Image, values: Image, weights: Image, sweeps: int) -> None:
                 # A neighbour beyond the border is the cell itself: free border. Its share is taken out of the diagonal.
                 inside = np.float32((above != y) + (below != y) + (left != x) + (right != x))
                 w = weights[y, x]
-                scale = omega / (w + inside)
+                scale = omega / max(w + inside, np.float32(1e-6))
                 missing = np.float32(4) - inside
                 for c in range(channels):
                     here = u[y, x, c]
@@ -109,7 +109,7 @@ def _relax(u: Image, values: Image, weights: Image, sweeps: int) -> None:
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
-def _upsample(image: Image, height: int, width: int, step: float) -> Image:
+def _upsample(image: Image, height: int, width: int, step: np.float32) -> Image:
     rows, columns, channels = image.shape
     out = np.empty((height, width, channels), np.float32)
     for y in range(height):

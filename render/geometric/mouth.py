@@ -1,10 +1,10 @@
 """The inside of the mouth: teeth, tongue and the dark behind them, shown between the lips.
 
-What the photo shows between the lips is kept: its upper part is moved with the skull (upper teeth), its lower part with
-the jaw. What opens beyond that is drawn: two dental arches, a tongue and a cavity, in the frames of skull and jaw. Every
-pixel's ray is met with an arch z = z0 - x^2 / (2 rho), which tells the place along the arch and the height, and with
-these the tooth, its edge, its neighbour and the gum. There is no mesh, hence no resolution: teeth are as sharp as the
-photo. Colours come from the photo's skin and light.
+What the photo shows between the lips is kept: its upper part is moved with the skull (upper teeth), its lower part
+with the jaw. What opens beyond that is drawn: two dental arches, a tongue and a cavity, in the frames of skull and jaw.
+Every pixel's ray is met with an arch z = z0 - x^2 / (2 rho), which tells the place along the arch and the height, and
+with these the tooth, its edge, its neighbour and the gum. There is no mesh, hence no resolution: teeth are as sharp as
+the photo. Colours come from the photo's skin and light.
 
 Sizes are those of adult teeth (Ash and Nelson, "Wheeler's Dental Anatomy"), scaled by the width of the mouth.
 """
@@ -115,7 +115,7 @@ def find(
 
 
 def _teeth_end(photo: Image, rims: Opening) -> float | None:
-    """Share of the opening's height, from the upper lip, at which the photo's upper teeth end; None if it shows none."""
+    """Share of the opening's height, from the upper lip, where the photo's upper teeth end; None if it shows none."""
     if rims.gap < 4:
         return None
     u = np.linspace(0.3, 0.7, 15)
@@ -139,7 +139,7 @@ def _teeth_end(photo: Image, rims: Opening) -> float | None:
 
 
 def draw(
-    image: Image, source: Image, mouth: Mouth, target: Opening, upper: torch.Tensor, lower: torch.Tensor,
+    image: Image, source: Image, mouth: Mouth, target: Opening, upper: Points, lower: Points,
     upper_map: Points, lower_map: Points, camera: Camera, strength: float,
 ) -> None:  # fmt: skip
     """Draw the inside of the mouth into `image`, in place.
@@ -148,8 +148,8 @@ def draw(
         image: (h, w, 3) the frame.
         source: (h, w, 3) the photo at the same size.
         target: the inner lips in the frame.
-        upper, lower: `posed` axes of the arches.
-        upper_map, lower_map: `rigid_map` of the arches.
+        upper, lower: `rims.carried` axes of the arches.
+        upper_map, lower_map: `rims.rigid_map` of the arches.
         camera: of the output picture.
         strength: [0, 1] opacity of the layer.
     """
@@ -160,16 +160,16 @@ def draw(
     rays = np.array([float(camera.focal[0]), *camera.principal[0].tolist()], np.float32)
     rows = []
     for axes, arch, teeth in ((upper, mouth.upper, UPPER_TEETH), (lower, mouth.lower, LOWER_TEETH)):
-        frame = (axes[1:] - axes[0]).numpy()  # rows: unit axes in the world
-        rows.append((axes[0].numpy(), frame, _along(teeth, arch.scale), arch.curvature))
+        frame = axes[1:] - axes[0]  # rows: unit axes in the world
+        rows.append((axes[0], frame, _along(teeth, arch.scale), arch.curvature))
     (centre_u, frame_u, teeth_u, rho_u), (centre_l, frame_l, teeth_l, rho_l) = rows
     _draw(
         image, source, mouth.opening.frame, mouth.opening.upper, mouth.opening.lower,
         target.frame, target.upper, target.lower, upper_map, lower_map, rays,
         centre_u, np.ascontiguousarray(frame_u), teeth_u, np.float32(rho_u),
         centre_l, np.ascontiguousarray(frame_l), teeth_l, np.float32(rho_l),
-        mouth.palette, np.float32(mouth.upper.scale), np.float32(mouth.split), np.float32(mouth.own), np.float32(strength),
-        np.float32(feather), np.array(window, np.int64),
+        mouth.palette, np.float32(mouth.upper.scale), np.float32(mouth.split), np.float32(mouth.own),
+        np.float32(strength), np.float32(feather), np.array(window, np.int64),
     )  # fmt: skip
 
 
@@ -194,15 +194,14 @@ def _palette(skin: NDArray, saturation: float) -> NDArray[np.float32]:
     base = np.array([[0.97, 0.93, 0.86], [0.80, 0.42, 0.42], [0.74, 0.40, 0.42], [0.30, 0.12, 0.12]])
     colours = base * bright * tint
     grey = colours @ np.array([0.299, 0.587, 0.114])
-    keep = np.array([0.25 + 0.75 * saturation, saturation, saturation, saturation])[:, None]
-    return (grey[:, None] + keep * (colours - grey[:, None])).astype(np.float32)
+    return (grey[:, None] + saturation * (colours - grey[:, None])).astype(np.float32)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _meet(centre, frame, rho, ray):  # type: ignore[no-untyped-def]
-    """Where a ray from the camera meets an arch: x, y (metres in the arch's frame, y up) and the depth drop z0 - z.
+    """Where a ray from the camera meets an arch: hit or not, x, y (metres in the arch's frame, y up), drop z0 - z.
 
-    z + x^2 / (2 rho) = 0 along origin + t * direction is a quadratic in t; the nearer solution is the front of the teeth.
+    z + x^2 / (2 rho) = 0 along origin + t * direction is a quadratic in t; the nearer root is the teeth's front.
     """
     ox = -(frame[0, 0] * centre[0] + frame[0, 1] * centre[1] + frame[0, 2] * centre[2])
     oy = -(frame[1, 0] * centre[0] + frame[1, 1] * centre[1] + frame[1, 2] * centre[2])

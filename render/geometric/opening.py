@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from scipy.interpolate import PchipInterpolator
 
 Image = NDArray[np.float32]
 Points = NDArray[np.float32]
@@ -69,15 +68,45 @@ def from_rims(upper: Points, lower: Points) -> Opening:
     axis = end - origin
     length = float(np.linalg.norm(axis)) + 1e-6
     across = np.array([-axis[1], axis[0]], np.float32) / length
-    u = np.linspace(0, 1, SAMPLES)
     rims = []
     for chain in (upper, lower):
         along = (chain - origin) @ axis / length**2
         # Seen from the side, points beyond the corner fold back; a function of u needs them in order.
         along = np.maximum.accumulate(along) + 1e-4 * np.arange(len(along))
-        rims.append(PchipInterpolator(along, (chain - origin) @ across)(np.clip(u, along[0], along[-1])))
+        rims.append(_curve(along.astype(np.float64), ((chain - origin) @ across).astype(np.float64)))
     frame = np.stack([origin, axis, across]).astype(np.float32)
-    return Opening(frame, rims[0].astype(np.float32), rims[1].astype(np.float32))
+    return Opening(frame, rims[0], rims[1])
+
+
+@njit(cache=True, nogil=True)
+def _curve(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float32]:
+    """(SAMPLES,) over [0, 1]: monotone cubic through the points (Fritsch and Butland 1984), constant beyond its ends.
+
+    Monotone: between two landmarks a rim runs from one to the other, without a bump that could open a shut eye.
+    """
+    count = len(x)
+    step = x[1:] - x[:-1]
+    slope = (y[1:] - y[:-1]) / step
+    tangent = np.zeros(count)
+    tangent[0], tangent[-1] = slope[0], slope[-1]
+    for k in range(1, count - 1):
+        if slope[k - 1] * slope[k] > 0:
+            a, b = 2 * step[k] + step[k - 1], step[k] + 2 * step[k - 1]
+            tangent[k] = (a + b) / (a / slope[k - 1] + b / slope[k])
+    out = np.empty(SAMPLES, np.float32)
+    k = 0
+    for i in range(SAMPLES):
+        at = min(max(i / (SAMPLES - 1), x[0]), x[-1])
+        while k < count - 2 and at > x[k + 1]:
+            k += 1
+        t = (at - x[k]) / step[k]
+        rest = 1 - t
+        out[i] = (
+            y[k] * (1 + 2 * t) * rest * rest
+            + y[k + 1] * t * t * (3 - 2 * t)
+            + step[k] * (tangent[k] * t * rest * rest - tangent[k + 1] * t * t * rest)
+        )
+    return out
 
 
 def bounds(opening: Opening, margin: float, size: tuple[int, int]) -> tuple[int, int, int, int]:

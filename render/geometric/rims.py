@@ -19,6 +19,7 @@ from . import eyes, mouth
 from .opening import Opening, from_rims
 
 Points = NDArray[np.float32]
+Frames = NDArray[np.float32]
 
 PAIRS = tuple(tuple(zip(eyes.UPPER[side][2:-2], eyes.LOWER[side][2:-2], strict=True)) for side in (0, 1))
 """Landmarks above each other on the lids, right and left eye."""
@@ -51,9 +52,11 @@ class Rims:
         self._camera, self._params = camera, params
         self.landmarks = landmarks
         self._rest = self._project(params)[0]
-        self._eye_joints = (head.n_joints - 1, head.n_joints - 2)
-        self._neck = max(1, head.n_joints - 4)
-        self._radius = [self._ball_radius(joint) for joint in self._eye_joints]
+        self._neck = max(1, head.n_joints - 4)  # root, neck, jaw, left eye, right eye
+        joints = (head.n_joints - 1, head.n_joints - 2)
+        self._radius = [self._ball_radius(joint) for joint in joints]
+        self._centres = [head.rest_joints(params)[0, joint].numpy() for joint in joints]
+        self.frames = joint_frames(head, params)
 
     def points(self, params: HeadParams) -> Points:
         """(478, 2) px; only the rims' rows are moved, the others are those of the photo."""
@@ -93,23 +96,20 @@ class Rims:
             result[0, column] = float(rest[0, column]) + (wanted - gaps[0]) / slope
         return result
 
-    def eyeball(self, params: HeadParams, side: int) -> Tensor:
-        """(4, 3) world: centre of an eyeball, and the points one metre along the axes of the skull from it."""
-        head = self._whole
-        centre = head.rest_joints(self._params)[0, self._eye_joints[side]]
-        return carried(head, params, centre, self._neck)
+    def eyeball(self, frames: Frames, side: int) -> Points:
+        """(4, 3) world: centre of an eyeball that does not turn, and the points one metre along the skull's axes."""
+        return carried(frames, self._centres[side], self._neck)
 
-    def gaze_shift(self, motion: HeadParams, side: int) -> Points:
-        """(2,) source px between the iris of the source and the iris with the eyes of `motion`, in the source's pose."""
-        axes = self.eyeball(self._params, side)
-        column = slice(0, 3) if side == 1 else slice(3, 6)
-        forward = torch.tensor([0.0, 0.0, self._radius[side]])
-        ends = []
-        for params in (self._params, motion):
-            local = axis_angle_to_matrix(params.eyes[0, column]) @ forward
-            ends.append(axes[0] + local @ (axes[1:] - axes[0]))
-        before, after = self._camera.project(torch.stack(ends)[None])[0, :, :2].numpy()
-        return (after - before).astype(np.float32)
+    def gaze_shifts(self, motion: HeadParams) -> Points:
+        """(2, 2) source px that the irises move when the source takes the eyes of `motion`; right, left."""
+        turns = axis_angle_to_matrix(torch.cat([self._params.eyes, motion.eyes]).view(2, 2, 3)).numpy()
+        shifts = np.empty((2, 2), np.float32)
+        for side in (0, 1):
+            axes = self.eyeball(self.frames, side)
+            forward = turns[:, 1 - side, :, 2] * self._radius[side]  # parameters have the left eye first
+            before, after = pixels(axes[0] + forward @ (axes[1:] - axes[0]), self._camera)
+            shifts[side] = after - before
+        return shifts
 
     def _gap(self, points: Tensor, side: int) -> float:
         """px between the lids, mean over the middle pairs of landmarks; points are projected rim points."""
@@ -138,29 +138,40 @@ class Rims:
         return float((head.rest_vertices(self._params)[0, ball] - centre).norm(dim=1).median())
 
 
-def carried(head: HeadModel, params: HeadParams, centre: Tensor, joint: int) -> Tensor:
+def joint_frames(head: HeadModel, params: HeadParams) -> Frames:
+    """(J, 3, 4) float32: rest pose -> world of what follows each joint alone; B = 1."""
+    frames = head.transforms(head.rotations(params), head.rest_joints(params))[0].numpy().copy()
+    frames[:, :, 3] += params.translation[0].numpy()
+    return frames
+
+
+def carried(frames: Frames, centre: Points, joint: int) -> Points:
     """(4, 3) world: a rest-pose point that follows one joint, and the points one metre along x, y, z from it."""
-    transform = head.transforms(head.rotations(params), head.rest_joints(params))[0, joint]
-    axes = torch.cat([torch.zeros(1, 3), torch.eye(3)]) + centre
-    return axes @ transform[:, :3].mT + transform[:, 3] + params.translation
+    axes = centre + np.eye(4, 3, -1, dtype=np.float32)
+    return axes @ frames[joint, :, :3].T + frames[joint, :, 3]
 
 
-def rigid_map(before: Tensor, after: Tensor, camera: Camera, forward: float = 0.0) -> Points:
+def pixels(points: Points, camera: Camera) -> Points:
+    """(K, 2) px of (K, 3) world points; `Camera.project` for a handful of points, in numpy."""
+    x, y, z = points.astype(np.float64).T
+    focal, centre = float(camera.focal[0]), camera.principal[0].double().numpy()
+    return np.stack([centre[0] - focal * x / z, centre[1] + focal * y / z], 1)
+
+
+def rigid_map(before: Points, after: Points, camera: Camera, forward: float = 0.0) -> Points:
     """(2, 3) affine map from frame px to source px of a rigid part.
 
     Args:
         before, after: `carried` in the source and in the frame.
         forward: metres in front of the centre where the part's visible face is.
     """
-    spread = torch.tensor([[0.0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]]) * 0.01
-    spread[:, 2] += forward
-    places = []
-    for axes in (before, after):
-        world = axes[0] + spread @ (axes[1:] - axes[0])
-        places.append(camera.project(world[None])[0, :, :2].double().numpy())
-    ones = np.ones((5, 1))
-    solution, *_ = np.linalg.lstsq(np.concatenate([places[1], ones], 1), places[0], rcond=None)
-    return solution.T.astype(np.float32)
+    spread = np.array([[0, 0, forward], [0.01, 0, forward], [0, 0.01, forward]])
+    source, frame = (pixels(axes[0] + spread @ (axes[1:] - axes[0]), camera) for axes in (before, after))
+    edges = frame[1:] - frame[0]
+    if abs(np.linalg.det(edges)) < 1e-9:  # seen exactly from the edge
+        return np.full((2, 3), np.nan, np.float32)
+    linear = np.linalg.solve(edges, source[1:] - source[0]).T
+    return np.concatenate([linear, (source[0] - linear @ frame[0])[:, None]], 1).astype(np.float32)
 
 
 def _renumbered(corners: Tensor) -> Tensor:

@@ -20,9 +20,11 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.interpolate import RBFInterpolator
+from scipy.sparse import csgraph
+from scipy.sparse import linalg as splinalg
 from scipy.spatial import cKDTree
 
-from ...geom.camera import Camera, pixels_to_ndc
+from ...geom.camera import Camera
 from ...geom.head import HeadModel, HeadParams
 from ...geom.landmarks import Embedding
 from ..rasterize import rasterize
@@ -40,6 +42,9 @@ FACE_OVAL = frozenset((
 
 INSIDE_PARTS = ("mouth", "teeth_upper", "teeth_lower", "tongue", "eye_left", "eye_right")
 """Parts that are drawn as layers of their own (eyes.py, mouth.py), not as skin."""
+
+REACH = 0.06
+"""Metres over the mesh that the outline's colours are continued; turning further shows them all the same, stretched."""
 
 
 @dataclass
@@ -60,6 +65,11 @@ class Surface:
     """(N,) cosine between the normal and the direction to the camera."""
     confidence: NDArray[np.float32]
     """(N,) in [0, 1]: how surely the photo shows this vertex."""
+    origin: Points
+    """(N, 2) px of the photo whose colour a hidden vertex takes: that of the shown surface next to it."""
+    uncovered: NDArray[np.float32]
+    """(N,) in [0, 1]: how far a vertex takes the colour at `origin` when it comes into sight. 1 for hidden skin at the
+    outline of the person; 0 for what is shown anyway, and under hair, whose outline moves as it is."""
     depth: Image
     """(H, W) metres of the nearest skin, inf where there is none."""
     bust: NDArray[np.float32]
@@ -171,8 +181,22 @@ def inflate(head: HeadModel, params: HeadParams, camera: Camera, embedding: Embe
     return ((rest - middle) * ((k - 1) * scalp)[:, None]).astype(np.float32)
 
 
-def build(head: HeadModel, params: HeadParams, camera: Camera, embedding: Embedding, alpha: Image) -> Surface:
-    """The surface of a head whose rest shape is already corrected, as seen in a photo with person matte `alpha`."""
+def build(
+    head: HeadModel,
+    params: HeadParams,
+    camera: Camera,
+    embedding: Embedding,
+    alpha: Image,
+    hair: NDArray[np.float32],
+    face_width: float,
+) -> Surface:
+    """The surface of a head whose rest shape is already corrected.
+
+    Args:
+        alpha: (H, W) person matte of the photo.
+        hair: (N,) metres of hair over each vertex.
+        face_width: px.
+    """
     vertices = head(params)
     size = (alpha.shape[0], alpha.shape[1])
     faces = skin_faces(head)
@@ -192,12 +216,20 @@ def build(head: HeadModel, params: HeadParams, camera: Camera, embedding: Embedd
     skin = nearness(head, params, embedding, 0.008, 0.022)
     # Hair has no surface at its outline: what the camera sees from the side there is left to the membrane, which
     # carries it along rigidly.
-    grazing = rise(facing, 0.05, 0.22) * skin + rise(facing, 0.25, 0.5) * (1 - skin)
-    shown = _fade(behind, room, room + 0.005) * grazing
+    before = _fade(behind, room, room + 0.005)
+    sideways = rise(facing, 0.05, 0.22)
+    grazing = sideways * skin + rise(facing, 0.25, 0.5) * (1 - skin)
     inside = rise(sample(ndimage.minimum_filter(alpha, 3), pixels[:, :2]), 0.3, 0.8)
     height, width = size
     in_frame = (pixels[:, 0] > 0) & (pixels[:, 0] < width) & (pixels[:, 1] > 0) & (pixels[:, 1] < height)
-    confidence = shown * inside * (in_frame & np.isfinite(behind))
+    possible = before * inside * (in_frame & np.isfinite(behind))
+    confidence = possible * grazing
+    shown = possible * sideways
+    origin = _continued(pixels[:, :2], shown, points, faces)
+    # Where the person goes on beyond the mesh, hair or a hat comes into sight, not the outline's colour.
+    to_edge = ndimage.distance_transform_edt(alpha > 0.5).astype(np.float32) / face_width
+    uncovered = (1 - shown) * (1 - rise(sample(to_edge, origin), 0.07, 0.14)) * (1 - rise(hair, 0.008, 0.016))
+    confidence = confidence.astype(np.float32)
     return Surface(
         head=head,
         faces=faces,
@@ -205,7 +237,9 @@ def build(head: HeadModel, params: HeadParams, camera: Camera, embedding: Embedd
         pixels=pixels,
         normals=normals,
         facing=facing,
-        confidence=confidence.astype(np.float32),
+        confidence=confidence,
+        origin=origin,
+        uncovered=uncovered.astype(np.float32),
         depth=depth,
         bust=head.weights[:, 0].numpy().copy(),
         soften=_averaging(faces, len(points), rounds=4),
@@ -220,6 +254,33 @@ def skin_faces(head: HeadModel) -> NDArray[np.int32]:
         inside = [i for i, name in enumerate(head.part_names) if name in INSIDE_PARTS]
         faces = faces[~torch.isin(head.face_part.long(), torch.tensor(inside))]
     return np.ascontiguousarray(faces.numpy().astype(np.int32))
+
+
+def _continued(pixels: Points, shown: NDArray, points: Points, faces: NDArray[np.int32]) -> Points:
+    """(N, 2) places in the photo, continued over the mesh from the vertices it shows to those it hides.
+
+        minimise  sum_v c_v |t_v - pixel_v|^2 + sum_(v~w) |t_v - t_w|^2
+
+    Edges further than `REACH` along the mesh from anything shown are left out: the back of the head would draw the left
+    and the right side towards each other, through the face.
+    """
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    count = len(pixels)
+    length = np.linalg.norm(points[edges[:, 0]] - points[edges[:, 1]], axis=1) + 1e-9
+    graph = sparse.coo_matrix((length, (edges[:, 0], edges[:, 1])), (count, count)).tocsr()
+    sure = np.flatnonzero(shown > 0.5)
+    if len(sure) == 0:
+        return pixels.copy()
+    distance = csgraph.dijkstra(graph, directed=False, indices=sure, min_only=True)
+    near = (distance[edges] < REACH).all(1)
+    ones = np.ones(int(near.sum()))
+    adjacent = sparse.coo_matrix((ones, edges[near].T), (count, count)).tocsr()
+    adjacent = ((adjacent + adjacent.T) > 0).astype(np.float64)
+    anchor = 5.0 * shown.astype(np.float64) ** 2
+    degree = np.asarray(adjacent.sum(1)).ravel()
+    matrix = sparse.diags(degree + anchor + 1e-6) - adjacent
+    right = (anchor[:, None] + 1e-6) * pixels
+    return splinalg.spsolve(matrix.tocsc(), right).astype(np.float32)
 
 
 def _averaging(faces: NDArray[np.int32], count: int, rounds: int) -> sparse.csr_matrix:
@@ -267,12 +328,13 @@ def vertex_normals(vertices: Points, faces: NDArray[np.int32]) -> Points:
     return normals
 
 
-def face_mask(surface: Surface, size: tuple[int, int]) -> Image:
+def face_mask(
+    head: HeadModel, params: HeadParams, camera: Camera, embedding: Embedding, size: tuple[int, int]
+) -> Image:
     """(H, W) in [0, 1]: pixels of the face proper, which no segmentation can take away."""
-    pixels = torch.from_numpy(surface.pixels)[None]
-    fragments = rasterize(pixels_to_ndc(pixels, size), torch.from_numpy(surface.faces), size)
-    face_id = fragments.face_id[0].numpy()
-    certain = surface.skin[surface.faces].min(1) > 0.5
+    faces = torch.from_numpy(skin_faces(head))
+    face_id = rasterize(camera.ndc(head(params), size), faces, size).face_id[0].numpy()
+    certain = nearness(head, params, embedding, 0.008, 0.022)[faces.numpy()].min(1) > 0.5
     return np.where(face_id >= 0, certain[np.maximum(face_id, 0)], False).astype(np.float32)
 
 
@@ -288,7 +350,8 @@ def _sample_nearest(image: Image, points: Points) -> NDArray[np.float32]:
     return image[y, x]
 
 
-def rise(x: NDArray, low: float, high: float) -> NDArray:
+def rise(x: NDArray | float, low: float, high: float) -> NDArray:
+    """Smooth step from 0 at `low` to 1 at `high`."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
