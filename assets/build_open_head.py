@@ -565,6 +565,9 @@ def load_units(wheel: AnnyWheel, layout: Layout) -> dict[str, FloatArray]:
     for name in arkit.NAMES:
         units[name] = (raw[name] + layout.flip(raw[other_side(name)])) / 2
         units[name][still] = 0
+    # The tongue lies lower than the unit was made for; on its way out it must pass over the lip.
+    reach = np.linalg.norm(units["tongueOut"], axis=1)
+    units["tongueOut"][:, 1] -= INNER_MOUTH_SHIFT["tongue"] * reach / reach.max()
     return units
 
 
