@@ -35,9 +35,9 @@ FPS, SECONDS = 25, 8.0
 FIELD_OF_VIEW = 20.0
 DRIVER = (106, "bun")
 """Seed and hair style of the person in the clip."""
-WALL = 13
-"""Seed of the wall behind that person."""
-PORTRAIT = (121, "short")
+PORTRAIT = (117, "parted")
+WALLS = (13, 5)
+"""Seeds of the walls behind the two."""
 SOUND_RATE = 24000
 
 
@@ -150,7 +150,8 @@ def make_clip(folder: Path, size: int) -> None:
     head, show = load_head(), perform()
     seed, style = DRIVER
     look = sample_appearance(seed, head, resolution=size, style=style)
-    look = replace(look, backdrop=paint_backdrop(np.random.default_rng(WALL), "wall"))
+    # Little noise: it would take most of the clip's bytes.
+    look = replace(look, backdrop=paint_backdrop(np.random.default_rng(WALLS[0]), "wall"), noise=0.0015)
     params = show.params(head, sample_identity(seed, head), resting_place())
     camera = Camera.portrait((size, size), field_of_view=FIELD_OF_VIEW)
     truth(head, params, camera, show, size).save(folder / "driving.safetensors")
@@ -173,6 +174,7 @@ def make_portrait(folder: Path, size: int) -> None:
     head = load_head()
     seed, style = PORTRAIT
     look = sample_appearance(seed, head, resolution=size, style=style)
+    look = replace(look, backdrop=paint_backdrop(np.random.default_rng(WALLS[1]), "wall"))
     params = HeadParams.zeros(head).replace(shape=sample_identity(seed, head), translation=resting_place())
     camera = Camera.portrait((size, size), field_of_view=FIELD_OF_VIEW)
     picture = to_bytes(render_head(head, params, camera, look, (size, size), samples=3).image[0])

@@ -65,8 +65,10 @@ def body(head: HeadModel) -> Body:
     uv = head.uv.cpu().numpy()[pairs[:, 1]].astype(np.float64)
     # The skin of the head fills the atlas; other parts do not use it.
     used = np.unique(split[anatomy.faces_of("head")])
-    low, high = uv[used].min(0), uv[used].max(0)
-    uv = 2 * (0.004 + 0.992 * (uv - low) / (high - low)) - 1
+    bridge = int(used[np.argmin(np.linalg.norm(anatomy.local[pairs[used, 0]] - (0.0, -0.03, 0.03), axis=1))])
+    for axis in (0, 1):
+        uv[:, axis] = _magnify(uv[:, axis], uv[bridge, axis], uv[used, axis].min(), uv[used, axis].max())
+    uv = 2 * (0.004 + 0.992 * uv) - 1
 
     rim = _bust_rim(anatomy)
     rings, follow = _torso(anatomy, rim)
@@ -88,6 +90,16 @@ def body(head: HeadModel) -> Body:
         torso_rest=torch.from_numpy(rings).float(),
         torso_follow=torch.from_numpy(follow).float(),
     )
+
+
+def _magnify(values: np.ndarray, centre: float, low: float, high: float) -> np.ndarray:
+    """[low, high] to [0, 1], with four times the room around `centre` that the far end gets: texels for the face."""
+    strength = 3 / max(high - centre, centre - low)
+
+    def bent(v: np.ndarray | float) -> np.ndarray:
+        return np.sign(v - centre) * np.log1p(strength * np.abs(v - centre))
+
+    return (bent(values) - bent(low)) / (bent(high) - bent(low))
 
 
 def _bust_rim(anatomy: Anatomy) -> np.ndarray:

@@ -28,8 +28,7 @@ def bake_eye(colouring: Colouring, pupil: float, seed: int, size: int = 512) -> 
         pupil: radius as a share of the iris's, 0.25 bright light to 0.55 dusk.
     """
     step = (np.arange(size) + 0.5) / size * 2 - 1
-    x, y = np.meshgrid(step, -step)
-    x, y = x.ravel(), y.ravel()
+    x, y = (axis.ravel() for axis in np.meshgrid(step, -step))
     radius = np.hypot(x, y) * math.sin(EDGE) / math.sin(IRIS_ANGLE)  # 1 at the iris's edge
     angle = np.arctan2(y, x)
     ring = np.stack([np.cos(angle), np.sin(angle), np.zeros_like(angle)], 1)

@@ -9,7 +9,7 @@ around the grown line, clumps draw neighbours together towards their tips.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,11 @@ from . import noise
 from .anatomy import CROWN, Anatomy, hairline_margin
 from .palette import GREY_HAIR, HAIR, Colouring
 from .strands import Strands
+
+KNOT = (0.0, 0.03, -0.175)
+"""Local position of a knot of hair."""
+AXIS_MIDDLE = -0.07
+"""Local z of the middle of the skull."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def _combing(style: HairStyle, local: np.ndarray, normal: np.ndarray, part_x: fl
     if style.flow == "radial":
         return normal
     if style.tied:
-        direction = _unit(np.array([0.0, 0.03, -0.175]) - local)
+        direction = _unit(np.array(KNOT) - local)
     elif style.flow == "whorl":
         direction = _unit(local - np.array(CROWN))
         sideways = _smooth(np.abs(normal[..., :1]), 0.45, 0.8)
@@ -173,6 +178,8 @@ def grow(style: HairStyle, anatomy: Anatomy, rng: np.random.Generator) -> tuple[
     height *= high + (1 - high) * min(1.0, 0.35 + thin)
     if style.tied:
         length *= 0.2 + 0.8 * _smooth(local[:, 1], 0.0, 0.03)  # the short hair around the ears is not tied
+        # Around the skull to the knot, not further: the rest of the hair is wound up there.
+        length = np.minimum(length, 1.25 * np.linalg.norm(local - KNOT, axis=1))
     step = length / (points - 1)
 
     # Directions vary from lock to lock, not only from hair to hair.
@@ -180,7 +187,7 @@ def grow(style: HairStyle, anatomy: Anatomy, rng: np.random.Generator) -> tuple[
     scatter = style.stray * (0.6 * drift + 0.6 * rng.normal(size=(count, 3)))
     line = np.empty((count, points, 3))
     line[:, 0] = local - 0.0008 * normal
-    heading = _unit(normal + 0.3 * _combing(style, local, normal, part_x))
+    heading = _unit(max(style.lift, 0.05) * normal + 0.4 * _combing(style, local, normal, part_x))
     skin_normal = normal
     for k in range(1, points):
         t = k / (points - 1)
@@ -248,7 +255,7 @@ def _curl(line: np.ndarray, style: HairStyle, rng: np.random.Generator) -> np.nd
     turns = length / (style.curl * 4.5)
     phase = 6.28 * (noise.fractal(line[:, 0], 60, 1, seed=5) / 0.25 + 0.12 * rng.random(count))
     angle = phase[:, None] + 2 * np.pi * turns[:, None] * np.linspace(0, 1, points)
-    radius = style.curl * _smooth(np.linspace(0, 1, points), 0.0, 0.35) * rng.uniform(0.6, 1.2, count)[:, None]
+    radius = style.curl * _smooth(np.linspace(0, 1, points), 0.0, 0.35) * rng.uniform(0.6, 1.2, (count, 1))
     return line + radius[..., None] * (np.cos(angle)[..., None] * first + np.sin(angle)[..., None] * second)
 
 
@@ -271,7 +278,7 @@ def _gather(line: np.ndarray, style: HairStyle, rng: np.random.Generator) -> np.
 def _knot(anatomy: Anatomy, style: HairStyle, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Strands wound into a bun at the back of the head, local metres."""
     count = 1500
-    centre = np.array([0.0, 0.035, -0.182])
+    centre = np.array(KNOT) + np.array([0.0, 0.005, -0.007])
     tilt = rng.uniform(-0.5, 0.5, count)[:, None]
     angle = rng.uniform(0, 2 * np.pi, count)[:, None] + np.linspace(0, 2.2, style.points)
     ring = 0.020 + 0.004 * rng.random((count, 1))
@@ -318,13 +325,7 @@ def head_hair(
     )
 
 
-AXIS_MIDDLE = -0.07
-"""Local z of the middle of the skull."""
-
-
 def _thinned(style: HairStyle, detail: float) -> HairStyle:
-    from dataclasses import replace
-
     return replace(style, strands=max(int(style.strands * detail), 1), width=style.width / np.sqrt(detail))
 
 

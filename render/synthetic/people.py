@@ -188,7 +188,7 @@ def sample_appearance(seed: int, head: HeadModel, *, resolution: int = 512, styl
 
 
 def _atlas_height(resolution: int) -> int:
-    return int(np.clip(256 * round(resolution * 2.5 / 256), 512, 2048))
+    return int(np.clip(256 * round(resolution * 2 / 256), 512, 2048))
 
 
 def sample_lighting(rng: np.random.Generator) -> Lighting:

@@ -335,7 +335,7 @@ def _shade_solid(
             labels[rows] = CLASSES.index("teeth")
     # Teeth are lit through their neighbours and the lips, which the visibility of single vertices does not know.
     rows = labels == CLASSES.index("teeth")
-    surface.share[rows] = 0.4 + 0.6 * surface.share[rows]
+    surface.share[rows] = 0.7 + 0.3 * surface.share[rows]
     colour = shading.light_surface(surface, look.lighting, shadows)
 
     for joint, side in ((3, "left"), (4, "right")):

@@ -231,8 +231,8 @@ def teeth(local: Tensor, arch: Tensor, gum: Tensor, upper: bool) -> tuple[Tensor
     tooth = torch.bucketize(arch.contiguous(), ends[1:-1])
     across = ((arch - ends[tooth]) / widths[tooth]).clamp(0, 1) * 2 - 1
     ivory = local.new_tensor([0.80, 0.75, 0.65])
-    gap = torch.exp(-(((1 - across.abs()) / (0.09 + 0.10 * (1 - gum))) ** 2)) * (0.35 + 0.35 * (1 - gum))
-    rounded = 1 - 0.25 * across**4
+    gap = torch.exp(-(((1 - across.abs()) / (0.05 + 0.06 * (1 - gum))) ** 2)) * (0.25 + 0.2 * (1 - gum))
+    rounded = 1 - 0.18 * across**4
     canine = torch.where(tooth == 2, 0.95, 1.0)
     colour = ivory * (canine * rounded * (1 - gap) * (0.93 + 0.07 * gum))[:, None]
     line = 0.60 + 0.16 * across**2
