@@ -38,7 +38,7 @@ class GeometricConfig:
 
     inflate: bool = True
     """Blow the skull up to the outline of the hair."""
-    relight: float = 0.7
+    relight: float = 0.5
     """Exponent on the change of shading that moving skin gets; 0 leaves the photo's shading on the skin."""
     seal: float = 0.035
     """Mouth widths of lip gap that still count as closed, when the mouth of the source is closed."""

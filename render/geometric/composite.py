@@ -167,7 +167,7 @@ def _warp(
                             qx = x + half + scale * values[j, i, 0]
                             qy = y + half + scale * values[j, i, 1]
                             r, g, b, a = _bilinear(layers, qx, qy)
-                            gain = w * (one + values[j, i, 2])
+                            gain = w * _room(one + values[j, i, 2], max(r, max(g, b)))
                             red, green, blue = red + gain * r, green + gain * g, blue + gain * b
                             cover += w * a
                             total += w
@@ -195,16 +195,25 @@ def _warp(
                     + w11 * values[bottom, right, 2]
                 )
                 if on_border or abs(dx) + abs(dy) < STILL:
-                    red, green, blue = gain * layers[y, x, 0], gain * layers[y, x, 1], gain * layers[y, x, 2]
-                    cover = layers[y, x, 3]
+                    red, green, blue, cover = layers[y, x, 0], layers[y, x, 1], layers[y, x, 2], layers[y, x, 3]
                 else:
                     red, green, blue, cover = _bicubic(layers, x + half + scale * dx, y + half + scale * dy)
-                    red, green, blue = gain * red, gain * green, gain * blue
+                gain = _room(gain, max(red, max(green, blue)))
+                red, green, blue = gain * red, gain * green, gain * blue
             covers[y, x] = cover
             behind = one - min(max(cover, np.float32(0)), one)
             out[y, x, 0] = min(max(red + behind * background[y, x, 0], np.float32(0)), one)
             out[y, x, 1] = min(max(green + behind * background[y, x, 1], np.float32(0)), one)
             out[y, x, 2] = min(max(blue + behind * background[y, x, 2], np.float32(0)), one)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _room(gain, brightest):  # type: ignore[no-untyped-def]
+    """A gain above 1 that leaves bright colours room: what is nearly white keeps its hue instead of clipping."""
+    if gain <= 1:
+        return gain
+    room = min(max(np.float32(2.5) * (np.float32(1) - brightest), np.float32(0)), np.float32(1))
+    return np.float32(1) + (gain - np.float32(1)) * room
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -278,6 +287,7 @@ def _paint(
     width = image.shape[1]
     rows, columns = stretch.shape
     size = grain.shape[0]
+    smooth = np.empty(3, np.float32)
     half, one = np.float32(0.5), np.float32(1)
     for y in range(first, last):
         v = min(max((y + half) / (scale * CELL) - half, np.float32(0)), np.float32(rows - 1))
@@ -296,14 +306,20 @@ def _paint(
             )
             if w <= 0:
                 continue
-            w *= np.float32(0.75) * min(max(cover[y, x], np.float32(0)), one)
-            noise = grain[y % size, x % size]
+            # Stripes differ little from the colours around; what differs much is no skin (hair beside a cheek), and
+            # would turn to fog.
+            apart = np.float32(0)
             for c in range(3):
-                smooth = (
+                smooth[c] = (
                     w00 * fill[top, left, c]
                     + w01 * fill[top, left + 1, c]
                     + w10 * fill[top + 1, left, c]
                     + w11 * fill[top + 1, left + 1, c]
                 )
-                value = image[y, x, c] + w * (smooth + noise - image[y, x, c])
+                apart += abs(smooth[c] - image[y, x, c])
+            apart /= np.float32(3 * 0.09)
+            w *= np.float32(0.75) * min(max(cover[y, x], np.float32(0)), one) / (one + apart * apart)
+            noise = grain[y % size, x % size]
+            for c in range(3):
+                value = image[y, x, c] + w * (smooth[c] + noise - image[y, x, c])
                 image[y, x, c] = min(max(value, np.float32(0)), one)

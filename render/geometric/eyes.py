@@ -47,6 +47,8 @@ class Eye:
     """(h, w, 3) the skin around the eye, blurred and without eye and lashes: what a closing lid is made of."""
     grain: Image
     """(G, G) texture of the skin, mean 0; the blur has taken the lid's own."""
+    lashes: NDArray[np.float32]
+    """(3,) how much darker than the lid the line of the lashes is, as a factor per channel."""
 
 
 def take_apart(image: Image, landmarks: Points, grain: Image, side: int) -> Eye:
@@ -86,7 +88,19 @@ def take_apart(image: Image, landmarks: Points, grain: Image, side: int) -> Eye:
     # Lid skin without lashes: every colour an average over a neighbourhood, so that none makes a streak when stretched.
     skin = 1 - rims.coverage(points, 0.05 * rims.width, grow=0.07 * rims.width).reshape(x.shape)
     lid = _spread(patch, (skin * (skin > 0.5)).astype(np.float32), 0.05 * rims.width, keep=False)
-    return Eye(rims, np.array([*centre, radius], np.float32), (top, left), sclera, disc, lid, grain)
+
+    # Lashes: the dark part of the upper rim.
+    band = rims.coverage(points, 1.0, grow=0.05 * rims.width) - rims.coverage(points, 1.0, grow=-0.04 * rims.width)
+    band = (band.reshape(x.shape) > 0.5) & (y < rims.frame[0, 1] + (x - rims.frame[0, 0]) * slope(rims))
+    dark = np.quantile(patch[band], 0.2, axis=0) if band.sum() > 8 else np.full(3, 0.2)
+    lashes = np.clip(dark / np.maximum(lid.reshape(-1, 3).mean(0), 0.05), 0.25, 0.85).astype(np.float32)
+    return Eye(rims, np.array([*centre, radius], np.float32), (top, left), sclera, disc, lid, grain, lashes)
+
+
+def slope(rims: Opening) -> float:
+    """Rise of the line between the corners, px down per px right."""
+    along = float(rims.frame[1, 0])
+    return float(rims.frame[1, 1]) / along if abs(along) > 1e-3 else 0.0
 
 
 def draw(
@@ -113,13 +127,14 @@ def draw(
     if strength <= 0 or not np.isfinite(to_source).all():
         return
     window = opening.bounds(target, 0.5 * eye.opening.width, (image.shape[0], image.shape[1]))
+    shut = float(np.clip((0.4 - target.gap / max(eye.opening.gap, 1.0)) / 0.35, 0, 1))
     turned = float(np.clip((np.hypot(*shift) / (0.02 * eye.opening.width) - 0.3) / 1.2, 0, 1))
     _draw(
         image, source, field, np.float32(image.shape[0] / field.shape[0]), eye.sclera, eye.disc, eye.lid, eye.grain,
-        np.array(eye.origin, np.int64), eye.iris,
+        eye.lashes, np.array(eye.origin, np.int64), eye.iris,
         eye.opening.frame, eye.opening.upper, eye.opening.lower, target.frame, target.upper, target.lower,
         to_source.astype(np.float32), shift.astype(np.float32), np.float32(strength), np.float32(turned),
-        np.float32(max(1.2, 0.012 * eye.opening.width)), np.array(window, np.int64),
+        np.float32(shut), np.float32(max(1.2, 0.012 * eye.opening.width)), np.array(window, np.int64),
     )  # fmt: skip
 
 
@@ -209,10 +224,10 @@ def _step(x, low, high):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
 def _draw(  # type: ignore[no-untyped-def]
-    image, source, field, scale, sclera, disc, lid, grain, origin, iris, frame_s, upper_s, lower_s, frame, upper, lower,
-    affine, shift, strength, turned, feather, window,
+    image, source, field, scale, sclera, disc, lid, grain, lashes, origin, iris,
+    frame_s, upper_s, lower_s, frame, upper, lower, affine, shift, strength, turned, shut, feather, window,
 ):  # fmt: skip
-    one = np.float32(1)
+    one, zero = np.float32(1), np.float32(0)
     radius = iris[2]
     width = np.sqrt(frame_s[1, 0] ** 2 + frame_s[1, 1] ** 2)
     for y in range(window[0], window[1]):
@@ -225,9 +240,15 @@ def _draw(  # type: ignore[no-untyped-def]
             qy = affine[1, 0] * px + affine[1, 1] * py + affine[1, 2]
             u_s, below_s, above_s = opening.place(frame_s, upper_s, lower_s, qx, qy)
 
+            # Shut, the lids meet in one clean line; the photo's lashes point elsewhere.
+            from_line = abs(below) / width
+            clean = shut * (one - _step(from_line, np.float32(0.05), np.float32(0.12)))
+            clean *= _step(min(u, one - u), np.float32(-0.05), np.float32(0.06))
+
             # A lid that comes down (or up) is stretched skin: blurred, lest the lashes and pores of its few source
             # pixels become stripes. Its rim, with the lashes, stays as the warp brought it.
             skin = max(_stretched(below_s, below, width, u_s), _stretched(above_s, above, width, u_s))
+            skin = max(skin, clean)
             if skin > 0:
                 skin *= strength
                 row = min(max(int(py / scale), 0), field.shape[0] - 1)
@@ -235,8 +256,11 @@ def _draw(  # type: ignore[no-untyped-def]
                 wx = px + scale * field[row, column, 0] - origin[1]
                 wy = py + scale * field[row, column, 1] - origin[0]
                 noise = grain[int(qy) % len(grain), int(qx) % len(grain)]
+                thick = np.float32(0.022) + np.float32(0.012) * (below > 0)  # lashes hang down a little
+                line = shut * np.exp(-((from_line / thick) ** 2)) * _step(min(u, one - u), zero, np.float32(0.15))
                 for c in range(3):
-                    image[y, x, c] += skin * (_pixel(lid, wx, wy, c) + noise - image[y, x, c])
+                    value = (_pixel(lid, wx, wy, c) + noise) * (one - line * (one - lashes[c]))
+                    image[y, x, c] += skin * (value - image[y, x, c])
 
             inside = strength * opening.coverage(frame, upper, lower, px, py, feather, np.float32(0))
             if inside <= 0:

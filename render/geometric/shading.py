@@ -15,7 +15,7 @@ from .surface import Points, Surface, sample
 Image = NDArray[np.float32]
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-GAIN = (0.72, 1.3)
+GAIN = (0.82, 1.16)
 """Limits of the gain; the fit knows no shadows, so large values are wrong ones."""
 
 

@@ -228,11 +228,11 @@ def build(
     origin = _continued(pixels[:, :2], shown, points, faces)
     # Where the person goes on beyond the mesh, hair or a hat comes into sight, not the outline's colour.
     to_edge = ndimage.distance_transform_edt(alpha > 0.5).astype(np.float32) / face_width
-    uncovered = (1 - shown) * (1 - rise(sample(to_edge, origin), 0.07, 0.14)) * (1 - rise(hair, 0.008, 0.016))
+    uncovered = (1 - shown) * (1 - rise(sample(to_edge, origin), 0.05, 0.11)) * (1 - rise(hair, 0.008, 0.016))
     confidence = confidence.astype(np.float32)
     return Surface(
         head=head,
-        faces=faces,
+        faces=_without_unseen_ears(head, faces, confidence),
         vertices=points,
         pixels=pixels,
         normals=normals,
@@ -294,6 +294,21 @@ def _averaging(faces: NDArray[np.int32], count: int, rounds: int) -> sparse.csr_
     for _ in range(rounds - 1):
         result = result @ mean
     return result.astype(np.float32).tocsr()
+
+
+def _without_unseen_ears(
+    head: HeadModel, faces: NDArray[np.int32], confidence: NDArray[np.float32]
+) -> NDArray[np.int32]:
+    """The triangles without an ear that the photo does not show: a flap with the colours of cheek and hair is worse
+    than none. Heads that do not name the region keep theirs."""
+    if head.vertex_mask is None or "ear" not in head.region_names:
+        return faces
+    ear = head.vertex_mask[:, head.region_names.index("ear")].numpy() > 0.5
+    left = head.v_template[:, 0].numpy() > 0
+    for side in (ear & left, ear & ~left):
+        if side.any() and np.quantile(confidence[side], 0.75) < 0.25:
+            faces = faces[~side[faces].all(1)]
+    return np.ascontiguousarray(faces)
 
 
 def facing_camera(vertices: Points, normals: Points) -> NDArray[np.float32]:
