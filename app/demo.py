@@ -32,14 +32,16 @@ def demo(folder: str | Path) -> list[Path]:
     except ImportError:
         raise InputError("The demo's photograph comes with scikit-image: pip install 'headwarp[demo]'.") from None
     folder = Path(folder)
-    animator = Animator(astronaut())
+    photograph = astronaut()
+    animator = Animator(photograph)
+    square = animator.portrait.square
     video, sheet = folder / "astronaut.mp4", folder / "contact_sheet.png"
     driving = example("driving.mp4")
     animate(animator, driving, video, AnimateOptions(), progress=True)
     rows = [
         strip_from_video(driving, len(EDITS)),
-        strip_from_video(video, len(EDITS)),
-        [animator.edit(**arguments) for arguments in EDITS.values()],
+        [square.extract(frame) for frame in strip_from_video(video, len(EDITS), cell=max(photograph.shape))],
+        [animator.edit(**arguments, crop_only=True) for arguments in EDITS.values()],
     ]
     save_image(sheet, contact_sheet(rows, ["the driving clip", "the photograph follows", "edits: " + ", ".join(EDITS)]))
     print(f"video:         {video.resolve()}\ncontact sheet: {sheet.resolve()}")
