@@ -70,8 +70,8 @@ def test_a_batch_is_its_frames(head, look, camera):
     turned = posed(head, neck=euler_to_axis_angle(20.0, 0.0, 0.0).reshape(1, 3))
     both = render_head(head, HeadParams.cat([posed(head), turned]), camera, look, SIZE)
     assert torch.equal(both.image[1], render_head(head, turned, camera, look, SIZE).image[0])
+    three = Camera(camera.focal.repeat(3), camera.principal.repeat(3, 1))
     with pytest.raises(ValueError, match="camera"):
-        three = Camera(camera.focal.repeat(3), camera.principal.repeat(3, 1))
         render_head(head, HeadParams.cat([posed(head), turned]), three, look, SIZE)
 
 
