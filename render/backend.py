@@ -31,6 +31,8 @@ def choose(owner: str, backend: str, device: torch.device, *, offered: tuple[str
         raise ValueError(f"{owner}: backend {asked!r} is not installed here; use 'auto' or install {asked}.")
     if asked == "numba" and device.type != "cpu":
         raise ValueError(f"{owner}: backend 'numba' works on CPU tensors, these are on {device}.")
+    if asked == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"{owner}: backend 'triton' works on CUDA tensors, these are on {device}.")
     return asked
 
 
