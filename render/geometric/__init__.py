@@ -186,7 +186,7 @@ class GeometricRenderer:
         vertices = self._posed(state, motion)
         target = state.camera.project(torch.from_numpy(vertices)[None])
         ndc = state.camera.ndc(torch.from_numpy(vertices)[None], (size[0], size[1]))
-        fragments = rasterize(ndc, torch.from_numpy(skin.faces), (size[0], size[1]))
+        fragments = rasterize(ndc, torch.from_numpy(skin.drawn), (size[0], size[1]))
 
         pixels = target[0].numpy()
         normals = surface.vertex_normals(vertices, skin.faces)
@@ -205,7 +205,7 @@ class GeometricRenderer:
 
         motion_map = motion_field.compute(
             fragments.face_id[0].numpy(),
-            skin.faces,
+            skin.drawn,
             np.ascontiguousarray(pixels[:, :2]),
             attributes,
             skin.depth,

@@ -100,7 +100,8 @@ def paint_stretched(
     colours = _gather(small, field)
     alpha = colours[..., 3]
     weights = ((1 - np.minimum(1.25 * stretch, 1)) ** 2 * alpha).astype(np.float32)
-    fill = membrane.solve(colours[..., :3] / np.maximum(alpha, 0.05)[..., None], 20 * weights, sweeps=8)
+    known = (colours[..., :3] / np.maximum(alpha, 0.05)[..., None]).astype(np.float32)
+    fill = membrane.solve(known, 20 * weights, sweeps=8)
 
     def run(top: int, bottom: int) -> None:
         _paint(image, cover, fill, stretch, grain, np.float32(scale), top, bottom)

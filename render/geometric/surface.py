@@ -55,6 +55,8 @@ class Surface:
     """The head model with the corrected rest shape."""
     faces: NDArray[np.int32]
     """(F, 3) triangles of the skin: without eyeballs, teeth, tongue and mouth bag."""
+    drawn: NDArray[np.int32]
+    """(D, 3) those of them that frames show."""
     vertices: Points
     """(N, 3) world metres."""
     pixels: Points
@@ -232,7 +234,8 @@ def build(
     confidence = confidence.astype(np.float32)
     return Surface(
         head=head,
-        faces=_without_unseen_ears(head, faces, confidence),
+        faces=faces,
+        drawn=_without_unseen_ears(head, faces, confidence),
         vertices=points,
         pixels=pixels,
         normals=normals,
@@ -306,7 +309,7 @@ def _without_unseen_ears(
     ear = head.vertex_mask[:, head.region_names.index("ear")].numpy() > 0.5
     left = head.v_template[:, 0].numpy() > 0
     for side in (ear & left, ear & ~left):
-        if side.any() and np.quantile(confidence[side], 0.75) < 0.25:
+        if side.any() and np.quantile(confidence[side], 0.9) < 0.2:
             faces = faces[~side[faces].all(1)]
     return np.ascontiguousarray(faces)
 
