@@ -132,15 +132,17 @@ def _warp(
     half, one = np.float32(0.5), np.float32(1)
     same_grid = rows == height and columns == width
     for y in range(first, last):
-        v = (y + half) / scale - half
+        row = np.float32(y) + half
+        v = row / scale - half
         top = min(max(int(np.floor(v)), 0), rows - 1)
         bottom = min(top + 1, rows - 1)
-        fy = min(max(v - top, np.float32(0)), one)
+        fy = min(max(v - np.float32(top), np.float32(0)), one)
         for x in range(width):
-            h = (x + half) / scale - half
+            column = np.float32(x) + half
+            h = column / scale - half
             left = min(max(int(np.floor(h)), 0), columns - 1)
             right = min(left + 1, columns - 1)
-            fx = min(max(h - left, np.float32(0)), one)
+            fx = min(max(h - np.float32(left), np.float32(0)), one)
 
             # Range of the displacement around the pixel.
             first_y, last_y, first_x, last_x = top, bottom, left, right
@@ -161,12 +163,12 @@ def _warp(
                 for j in range(first_y, last_y + 1):
                     for i in range(first_x, last_x + 1):
                         # Tent of one work pixel around the output pixel's place on the work grid.
-                        wy = np.float32(1.5) - abs(v - j) if same_grid else one - abs(v - j)
-                        wx = np.float32(1.5) - abs(h - i) if same_grid else one - abs(h - i)
+                        wy = np.float32(1.5) - abs(v - np.float32(j)) if same_grid else one - abs(v - np.float32(j))
+                        wx = np.float32(1.5) - abs(h - np.float32(i)) if same_grid else one - abs(h - np.float32(i))
                         w = max(wy, np.float32(0)) * max(wx, np.float32(0))
                         if w > 0:
-                            qx = x + half + scale * values[j, i, 0]
-                            qy = y + half + scale * values[j, i, 1]
+                            qx = column + scale * values[j, i, 0]
+                            qy = row + scale * values[j, i, 1]
                             r, g, b, a = _bilinear(layers, qx, qy)
                             gain = w * _room(one + values[j, i, 2], max(r, max(g, b)))
                             red, green, blue = red + gain * r, green + gain * g, blue + gain * b
@@ -198,7 +200,7 @@ def _warp(
                 if on_border or abs(dx) + abs(dy) < STILL:
                     red, green, blue, cover = layers[y, x, 0], layers[y, x, 1], layers[y, x, 2], layers[y, x, 3]
                 else:
-                    red, green, blue, cover = _bicubic(layers, x + half + scale * dx, y + half + scale * dy)
+                    red, green, blue, cover = _bicubic(layers, column + scale * dx, row + scale * dy)
                 gain = _room(gain, max(red, max(green, blue)))
                 red, green, blue = gain * red, gain * green, gain * blue
             covers[y, x] = cover
@@ -221,11 +223,11 @@ def _room(gain, brightest):  # type: ignore[no-untyped-def]
 def _bicubic(image, qx, qy):  # type: ignore[no-untyped-def]
     """Four channels at (qx, qy) px, Catmull-Rom, edges repeated."""
     height, width = image.shape[:2]
-    u = min(max(qx, np.float32(0.5)), np.float32(width - 0.5)) - np.float32(0.5)
-    v = min(max(qy, np.float32(0.5)), np.float32(height - 0.5)) - np.float32(0.5)
+    u = min(max(qx - np.float32(0.5), np.float32(0)), np.float32(width - 1))
+    v = min(max(qy - np.float32(0.5), np.float32(0)), np.float32(height - 1))
     ix, iy = int(u), int(v)
-    kx = _cubic(u - ix)
-    ky = _cubic(v - iy)
+    kx = _cubic(u - np.float32(ix))
+    ky = _cubic(v - np.float32(iy))
     r = g = b = a = np.float32(0)
     for j in range(4):
         row = min(max(iy + j - 1, 0), height - 1)
@@ -244,10 +246,10 @@ def _bicubic(image, qx, qy):  # type: ignore[no-untyped-def]
 def _bilinear(image, qx, qy):  # type: ignore[no-untyped-def]
     """Four channels at (qx, qy) px, edges repeated."""
     height, width = image.shape[:2]
-    u = min(max(qx, np.float32(0.5)), np.float32(width - 0.5)) - np.float32(0.5)
-    v = min(max(qy, np.float32(0.5)), np.float32(height - 0.5)) - np.float32(0.5)
+    u = min(max(qx - np.float32(0.5), np.float32(0)), np.float32(width - 1))
+    v = min(max(qy - np.float32(0.5), np.float32(0)), np.float32(height - 1))
     ix, iy = int(u), int(v)
-    fx, fy = u - ix, v - iy
+    fx, fy = u - np.float32(ix), v - np.float32(iy)
     jx, jy = min(ix + 1, width - 1), min(iy + 1, height - 1)
     one = np.float32(1)
     w00, w01, w10, w11 = (one - fy) * (one - fx), (one - fy) * fx, fy * (one - fx), fy * fx
@@ -267,13 +269,13 @@ def _gather(small: Image, field: Image) -> Image:
     for y in range(rows):
         for x in range(columns):
             py, px = min(y * CELL + CELL // 2, height - 1), min(x * CELL + CELL // 2, width - 1)
-            u = (px + field[py, px, 0]) / CELL - np.float32(0.5)
-            v = (py + field[py, px, 1]) / CELL - np.float32(0.5)
+            u = (np.float32(px) + field[py, px, 0]) / np.float32(CELL) - np.float32(0.5)
+            v = (np.float32(py) + field[py, px, 1]) / np.float32(CELL) - np.float32(0.5)
             u = min(max(u, np.float32(0)), np.float32(columns - 1))
             v = min(max(v, np.float32(0)), np.float32(rows - 1))
             ix, iy = int(u), int(v)
             jx, jy = min(ix + 1, columns - 1), min(iy + 1, rows - 1)
-            fx, fy = u - ix, v - iy
+            fx, fy = u - np.float32(ix), v - np.float32(iy)
             for c in range(4):
                 a = small[iy, ix, c] + fx * (small[iy, jx, c] - small[iy, ix, c])
                 b = small[jy, ix, c] + fx * (small[jy, jx, c] - small[jy, ix, c])
@@ -290,14 +292,15 @@ def _paint(
     size = grain.shape[0]
     smooth = np.empty(3, np.float32)
     half, one = np.float32(0.5), np.float32(1)
+    step = one / (scale * np.float32(CELL))
     for y in range(first, last):
-        v = min(max((y + half) / (scale * CELL) - half, np.float32(0)), np.float32(rows - 1))
+        v = min(max((np.float32(y) + half) * step - half, np.float32(0)), np.float32(rows - 1))
         top = max(min(int(v), rows - 2), 0)
-        fy = v - top
+        fy = v - np.float32(top)
         for x in range(width):
-            h = min(max((x + half) / (scale * CELL) - half, np.float32(0)), np.float32(columns - 1))
+            h = min(max((np.float32(x) + half) * step - half, np.float32(0)), np.float32(columns - 1))
             left = max(min(int(h), columns - 2), 0)
-            fx = h - left
+            fx = h - np.float32(left)
             w00, w01, w10, w11 = (one - fy) * (one - fx), (one - fy) * fx, fy * (one - fx), fy * fx
             w = (
                 w00 * stretch[top, left]

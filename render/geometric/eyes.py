@@ -199,7 +199,7 @@ def _pixel(image, qx, qy, c):  # type: ignore[no-untyped-def]
     v = min(max(qy - np.float32(0.5), np.float32(0)), np.float32(height - 1))
     ix, iy = int(u), int(v)
     jx, jy = min(ix + 1, width - 1), min(iy + 1, height - 1)
-    fx, fy = u - ix, v - iy
+    fx, fy = u - np.float32(ix), v - np.float32(iy)
     a = image[iy, ix, c] + fx * (image[iy, jx, c] - image[iy, ix, c])
     b = image[jy, ix, c] + fx * (image[jy, jx, c] - image[jy, ix, c])
     return a + fy * (b - a)
@@ -232,7 +232,7 @@ def _draw(  # type: ignore[no-untyped-def]
     width = np.sqrt(frame_s[1, 0] ** 2 + frame_s[1, 1] ** 2)
     for y in range(window[0], window[1]):
         for x in range(window[2], window[3]):
-            px, py = np.float32(x + 0.5), np.float32(y + 0.5)
+            px, py = np.float32(x) + np.float32(0.5), np.float32(y) + np.float32(0.5)
             u, below, above = opening.place(frame, upper, lower, px, py)
             if u < -0.1 or u > 1.1 or below < -0.35 * width or above < -0.35 * width:
                 continue

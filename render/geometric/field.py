@@ -135,7 +135,7 @@ def _look_up(
             if f < 0:
                 continue
             a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
-            px, py = np.float32(x + 0.5), np.float32(y + 0.5)
+            px, py = np.float32(x) + np.float32(0.5), np.float32(y) + np.float32(0.5)
             abx, aby = target[b, 0] - target[a, 0], target[b, 1] - target[a, 1]
             acx, acy = target[c, 0] - target[a, 0], target[c, 1] - target[a, 1]
             area = abx * acy - aby * acx
@@ -218,15 +218,15 @@ def _blend(values: Image, confidence: Image, coarse: Image, first: int, last: in
     step = np.float32(1 / CELL)
     half = np.float32(0.5)
     for y in range(first, last):
-        v = min(max((y + half) * step - half, np.float32(0)), np.float32(rows - 1))
+        v = min(max((np.float32(y) + half) * step - half, np.float32(0)), np.float32(rows - 1))
         top = max(min(int(v), rows - 2), 0)
-        fy = v - top
+        fy = v - np.float32(top)
         bottom = min(top + 1, rows - 1)
         edge_y = min(y, height - 1 - y)
         for x in range(width):
-            h = min(max((x + half) * step - half, np.float32(0)), np.float32(columns - 1))
+            h = min(max((np.float32(x) + half) * step - half, np.float32(0)), np.float32(columns - 1))
             left = max(min(int(h), columns - 2), 0)
-            fx = h - left
+            fx = h - np.float32(left)
             right = min(left + 1, columns - 1)
             w = confidence[y, x]
             # What the mesh says fades to exactly zero on the outermost pixel, too.

@@ -113,14 +113,16 @@ def _upsample(image: Image, height: int, width: int, step: np.float32) -> Image:
     rows, columns, channels = image.shape
     out = np.empty((height, width, channels), np.float32)
     for y in range(height):
-        v = min(max((y + np.float32(0.5)) * step - np.float32(0.5), np.float32(0)), np.float32(rows - 1))
+        v = min(max((np.float32(y) + np.float32(0.5)) * step - np.float32(0.5), np.float32(0)), np.float32(rows - 1))
         top = min(int(v), rows - 2) if rows > 1 else 0
-        fy = v - top
+        fy = v - np.float32(top)
         bottom = min(top + 1, rows - 1)
         for x in range(width):
-            h = min(max((x + np.float32(0.5)) * step - np.float32(0.5), np.float32(0)), np.float32(columns - 1))
+            h = min(
+                max((np.float32(x) + np.float32(0.5)) * step - np.float32(0.5), np.float32(0)), np.float32(columns - 1)
+            )
             left = min(int(h), columns - 2) if columns > 1 else 0
-            fx = h - left
+            fx = h - np.float32(left)
             right = min(left + 1, columns - 1)
             for c in range(channels):
                 a = image[top, left, c] + fx * (image[top, right, c] - image[top, left, c])

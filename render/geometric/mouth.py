@@ -289,7 +289,7 @@ def _draw(  # type: ignore[no-untyped-def]
     height, width = source.shape[:2]
     for y in range(window[0], window[1]):
         for x in range(window[2], window[3]):
-            px, py = np.float32(x + 0.5), np.float32(y + 0.5)
+            px, py = np.float32(x) + np.float32(0.5), np.float32(y) + np.float32(0.5)
             inside = strength * opening.coverage(frame, upper, lower, px, py, feather, zero)
             if inside <= 0:
                 continue
@@ -356,7 +356,7 @@ def _at(image, qx, qy, c, height, width):  # type: ignore[no-untyped-def]
     v = min(max(qy - np.float32(0.5), np.float32(0)), np.float32(height - 1))
     ix, iy = int(u), int(v)
     jx, jy = min(ix + 1, width - 1), min(iy + 1, height - 1)
-    fx, fy = u - ix, v - iy
+    fx, fy = u - np.float32(ix), v - np.float32(iy)
     a = image[iy, ix, c] + fx * (image[iy, jx, c] - image[iy, ix, c])
     b = image[jy, ix, c] + fx * (image[jy, jx, c] - image[jy, ix, c])
     return a + fy * (b - a)
