@@ -11,12 +11,14 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
+
+from ..fitting.options import FitOptions
 
 Source = Annotated[Path, arg(aliases=["-s"], help="Portrait, or a video to be re-animated.")]
 Driving = Annotated[
@@ -193,21 +195,23 @@ class Frontalize:
 
 @dataclass
 class Fit:
-    """Fit the head to pictures and videos; writes one track (.safetensors) for each."""
+    """Fit the head to pictures and videos.
+
+    Single files become tracks, NAME.safetensors. Folders (and tables like vox-metadata.csv) become data sets: a folder
+    for each clip with clip.mp4 and clip.safetensors, index.parquet, and failures.csv with what could not be fitted.
+    Running the command again goes on where it stopped.
+    """
 
     inputs: Annotated[tuple[Path, ...], Positional]
-    """Pictures, videos, or folders of them."""
+    """Pictures, videos, folders of frames, folders of those, or a vox-metadata.csv."""
     output: Output
-    """Folder for the tracks, NAME.safetensors for NAME.mp4."""
-    smooth: float = 1.0
-    """Smoothing over time; 0 = frames are independent."""
-    face: int = 0
-    """Which face, 0 = the largest (in the first frame)."""
+    """Folder for the results."""
+    options: Annotated[FitOptions, arg(name="")] = field(default_factory=FitOptions)
 
     def run(self) -> None:
         from ..fitting.fit_videos import fit_files
 
-        if not fit_files(self.inputs, self.output, smooth=self.smooth, index=self.face):
+        if not fit_files(self.inputs, self.output, self.options):
             raise SystemExit(1)
 
 
