@@ -104,12 +104,13 @@ def light_eyes(surface: Surface, axis: Tensor, lid: Tensor, lighting: Lighting, 
     soft = ambient(lighting, normal) * (0.35 + 0.65 * surface.share)
     diffuse = surface.albedo * (soft + direct) * caustic.clamp(0.5, 1.7) * lid[:, None]
     mirrored = 2 * (wet * view).sum(1, keepdim=True) * wet - view
-    # The key is a square softbox, some 14 degrees across, reflected sharply.
-    box = _softbox(mirrored, lighting.key)
+    # The key is a square softbox, some 17 degrees across, reflected sharply; it hangs low enough to be seen under the
+    # lid, as photographers place it.
+    box = _softbox(mirrored, F.normalize(lighting.key + lighting.key.new_tensor([0.0, 0.0, 0.7]), dim=0))
     strength = lighting.key_colour * 0.9 + lighting.radiance.amax(0) * 0.6
     grazing = (0.03 + 0.5 * (1 - (wet * view).sum(1).clamp(0, 1)) ** 5)[:, None]
-    reflected = box[:, None] * strength * 0.75 * (0.35 + 0.65 * lit) + ambient(lighting, mirrored) * grazing * 0.9
-    return diffuse + reflected * (lid[:, None] ** 1.5) * (0.25 + 0.75 * in_iris + 0.0 * grazing)
+    reflected = box[:, None] * strength * 0.75 * (0.5 + 0.5 * lit) + ambient(lighting, mirrored) * grazing * 0.9
+    return diffuse + reflected * lid[:, None] * (0.25 + 0.75 * in_iris)
 
 
 def _softbox(direction: Tensor, light: Tensor, half: float = 0.15) -> Tensor:
@@ -230,7 +231,8 @@ def teeth(local: Tensor, arch: Tensor, gum: Tensor, upper: bool) -> tuple[Tensor
     ends = torch.cat([widths.new_zeros(1), widths.cumsum(0)])
     tooth = torch.bucketize(arch.contiguous(), ends[1:-1])
     across = ((arch - ends[tooth]) / widths[tooth]).clamp(0, 1) * 2 - 1
-    ivory = local.new_tensor([0.80, 0.75, 0.65])
+    # Brighter than any tooth: enamel glows with light from beside the lip's shadow.
+    ivory = local.new_tensor([1.10, 1.00, 0.84])
     gap = torch.exp(-(((1 - across.abs()) / (0.05 + 0.06 * (1 - gum))) ** 2)) * (0.25 + 0.2 * (1 - gum))
     rounded = 1 - 0.18 * across**4
     canine = torch.where(tooth == 2, 0.95, 1.0)

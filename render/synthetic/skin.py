@@ -101,7 +101,7 @@ def paint(local: np.ndarray, colouring: Colouring, look: SkinLook, rims: cKDTree
 
     # Tone: mottled melanin, blood under thin skin.
     mottle = noise.fractal(local, 70, 4, gain=0.6, seed=seed) / 0.17
-    grain = noise.fractal(local, 700, 3, gain=0.65, seed=seed + 1) / 0.17
+    grain = noise.fractal(local, 700, 2, gain=0.65, seed=seed + 1) / 0.17
     albedo = colouring.skin * np.exp(0.022 * (1 + 0.8 * age) * mottle + 0.022 * grain)[:, None]
     blood = (
         0.60 * _blob(local, (0.040, -0.034, 0.02), (0.020, 0.017, 0.04))
@@ -168,8 +168,8 @@ def paint(local: np.ndarray, colouring: Colouring, look: SkinLook, rims: cKDTree
 
     # Relief: pores, fine creases, wrinkles of age.
     cheeks = 0.6 + 0.8 * _blob(local, (0.02, -0.035, 0.03), (0.035, 0.022, 0.06))
-    pore = np.stack([noise.fractal(local, 1150, 2, gain=0.7, seed=seed + 20 + k) for k in range(3)], 1) / 0.17
-    crease = np.stack([noise.fractal(local, 260, 2, seed=seed + 30 + k) for k in range(3)], 1) / 0.17
+    pore = noise.relief(local, 1150, 2, gain=0.7, seed=seed + 20) / 0.86
+    crease = noise.relief(local, 260, 2, gain=0.5, seed=seed + 30) / 0.79
     relief = (0.040 + 0.015 * age) * cheeks[:, None] * pore + (0.02 + 0.035 * age) * crease
     relief *= 1 - 0.6 * lips[:, None]
     relief[:, 0] += 0.10 * lips * lines
