@@ -61,9 +61,13 @@ def split(image: Image, person: Image, face: Image, face_width: float) -> Matte:
     alpha = alpha * _connected(alpha > 0.3, face, margin=0.05 * face_width)
     alpha = np.maximum(alpha, face)
 
-    reach = 0.07 * face_width
+    # The margin catches strands of hair; at neck and shoulders it would only carry pieces of the wall along.
+    rows = np.flatnonzero(face.any(1))
+    chin = float(rows[-1]) if len(rows) else 0.5 * face.shape[0]
+    below = np.clip((np.arange(face.shape[0]) - chin) / (0.1 * face_width) + 1, 0, 1)[:, None]
+    reach = (0.07 - 0.04 * below) * face_width
     distance = ndimage.distance_transform_edt(alpha < 0.03)
-    hole = np.clip(1 - (distance - 0.5 * reach) / (0.5 * reach), 0, 1).astype(np.float32)
+    hole = np.clip(2 - 2 * distance / reach, 0, 1).astype(np.float32)
     background = paint_background(image, hole, 0.04 * face_width)
     outline = alpha.astype(np.float32)
     alpha = (1 - trust * (1 - outline)).astype(np.float32)

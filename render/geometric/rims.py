@@ -52,6 +52,7 @@ class Rims:
         self._camera, self._params = camera, params
         self.landmarks = landmarks
         self._rest = self._project(params)[0]
+        self._lips = (self._coherent(mouth.UPPER), self._coherent(mouth.LOWER))
         self._neck = max(1, head.n_joints - 4)  # root, neck, jaw, left eye, right eye
         joints = (head.n_joints - 1, head.n_joints - 2)
         self._radius = [self._ball_radius(joint) for joint in joints]
@@ -69,7 +70,7 @@ class Rims:
         return from_rims(points[list(eyes.UPPER[side])], points[list(eyes.LOWER[side])])
 
     def mouth(self, points: Points) -> Opening:
-        return from_rims(points[list(mouth.UPPER)], points[list(mouth.LOWER)])
+        return from_rims(points[self._lips[0]], points[self._lips[1]])
 
     def lids(self, motion: HeadParams) -> Tensor:
         """(1, 2) eyelid coefficients (left, right) that change the gap between the lids by the ratio asked for.
@@ -110,6 +111,21 @@ class Rims:
             before, after = pixels(axes[0] + forward @ (axes[1:] - axes[0]), self._camera)
             shifts[side] = after - before
         return shifts
+
+    def _coherent(self, chain: tuple[int, ...]) -> list[int]:
+        """The landmarks of a lip without those that do not go with their neighbours when the jaw opens.
+
+        Shut lips touch: an embedding easily puts a landmark of one lip on the other.
+        """
+        opened = self._params.replace(jaw=self._params.jaw + torch.tensor([[0.2, 0.0, 0.0]]))
+        rows = [self._row[i] for i in chain]
+        step = (self._project(opened)[0] - self._rest)[rows].norm(dim=1).numpy()
+        neighbours = 0.5 * (step[:-2] + step[2:])
+        # Two in three of a wrong landmark's neighbours look odd beside it; only the oddest of a run is wrong.
+        odd = np.abs(step[1:-1] - neighbours)
+        limit = max(0.25 * float(np.ptp(step)), 1e-3)
+        wrong = [k for k in range(len(odd)) if odd[k] > limit and odd[k] == odd[max(k - 1, 0) : k + 2].max()]
+        return [i for k, i in enumerate(chain) if k - 1 not in wrong]
 
     def _gap(self, points: Tensor, side: int) -> float:
         """px between the lids, mean over the middle pairs of landmarks; points are projected rim points."""
