@@ -73,8 +73,6 @@ class Anatomy:
     rims: dict[str, np.ndarray]
     """Front edges of the lids in order from the inner to the outer corner: "left_upper", "left_lower", "right_upper",
     "right_lower"."""
-    mouth_rim: np.ndarray
-    """Vertices shared by the face and the inside of the mouth."""
 
     def faces_of(self, *names: str) -> np.ndarray:
         """Triangles of the named parts; names that the model lacks count as empty."""
@@ -167,11 +165,7 @@ def measure(head: HeadModel) -> Anatomy:
     skin_faces = np.flatnonzero(np.isin(part, [names.index(n) for n in ("head", "neck") if n in names]))
     skin_vertices = np.unique(faces[skin_faces])
 
-    def between(first: str, second: str) -> np.ndarray:
-        a, b = (faces[part == names.index(n)] for n in (first, second))
-        return np.intersect1d(a, b)
-
-    lids = between("head", "socket")
+    lids = np.intersect1d(faces[part == names.index("head")], faces[part == names.index("socket")])
     rims = {}
     for side, sign in (("left", 1.0), ("right", -1.0)):
         ring = _loop(lids[vertices[lids, 0] * sign > 0], faces[part == names.index("socket")])
@@ -196,7 +190,6 @@ def measure(head: HeadModel) -> Anatomy:
         skin_vertices=skin_vertices,
         tree=cKDTree(vertices[skin_vertices]),
         rims=rims,
-        mouth_rim=between("head", "mouth"),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import noise
+from .noise import smoothstep
 from .palette import Colouring, from_bytes
 
 EDGE = math.radians(75)
@@ -38,35 +39,30 @@ def bake_eye(colouring: Colouring, pupil: float, seed: int, size: int = 512) -> 
     fine = noise.fractal(ring * 26 + np.array([0, 0, 1]) * radius[:, None] * 1.2, 1.0, 2, seed=seed + 1) / 0.17
     jagged = radius + 0.035 * fibre
     collarette = pupil + 0.25 * (1 - pupil)
-    mix = _ramp(jagged, collarette - 0.08, collarette + 0.16)[:, None]
+    mix = smoothstep(jagged, collarette - 0.08, collarette + 0.16)[:, None]
     iris = colouring.iris_inner * (1 - mix) + colouring.iris_outer * mix
     iris = iris * np.exp(0.16 * fibre + 0.18 * fine)[:, None]
     iris = iris * (1 + 0.35 * np.exp(-(((jagged - collarette) / 0.07) ** 2)))[:, None]
-    crypts = _ramp(fibre, 0.8, 1.6) * _ramp(radius, collarette, collarette + 0.2)
+    crypts = smoothstep(fibre, 0.8, 1.6) * smoothstep(radius, collarette, collarette + 0.2)
     iris = iris * (1 - 0.35 * crypts)[:, None]
-    limbus = _ramp(radius, 0.80, 0.99)
+    limbus = smoothstep(radius, 0.80, 0.99)
     iris = iris * (1 - 0.72 * limbus)[:, None]
-    iris = iris * (0.012 + 0.988 * _ramp(jagged, pupil - 0.03, pupil + 0.035))[:, None]
+    iris = iris * (0.012 + 0.988 * smoothstep(jagged, pupil - 0.03, pupil + 0.035))[:, None]
 
     # Sclera: warm white, pinker to the corners, fine veins.
     place = np.stack([x, y, np.zeros_like(x)], 1)
     tint = 0.5 + 0.5 * colouring.melanin
     white = from_bytes(216, 209, 203) * (1 - 0.10 * tint)
-    corner = _ramp(np.abs(x), 0.45, 0.95) + 0.25 * _ramp(np.abs(y), 0.5, 0.95)
+    corner = smoothstep(np.abs(x), 0.45, 0.95) + 0.25 * smoothstep(np.abs(y), 0.5, 0.95)
     sclera = white * np.array([0.97, 0.80, 0.76]) ** (0.6 * corner)[:, None]
     warp = place + 0.10 * np.stack([noise.fractal(place, 3, 3, seed=seed + 3 + k) for k in range(3)], 1)
     vein = np.abs(noise.fractal(warp * np.array([1, 2.4, 1]), 3.4, 3, seed=seed + 8))
-    veins = np.exp(-((vein / 0.012) ** 2)) * _ramp(np.hypot(x, y), 0.42, 0.85)
+    veins = np.exp(-((vein / 0.012) ** 2)) * smoothstep(np.hypot(x, y), 0.42, 0.85)
     sclera = sclera * (1 - 0.30 * veins[:, None] * np.array([0.25, 0.8, 0.75]))
     sclera = sclera * np.exp(0.03 * noise.fractal(place, 6, 3, seed=seed + 9) / 0.17)[:, None]
-    outside = _ramp(radius + 0.01 * fibre, 0.965, 1.06)[:, None]
+    outside = smoothstep(radius + 0.01 * fibre, 0.965, 1.06)[:, None]
     albedo = iris * (1 - outside) + sclera * outside
     return torch.from_numpy(np.sqrt(albedo.clip(0.0005, 0.9)).T.reshape(3, size, size)).float().contiguous()
-
-
-def _ramp(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
 
 
 def eye_albedo(picture: Tensor, direction: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from . import noise
 from .anatomy import EYE_DISTANCE, Anatomy
 from .hair import hair_colours
+from .noise import smoothstep
 from .palette import Colouring
 from .strands import Strands, concatenate
 
@@ -47,10 +48,8 @@ def brow_coordinates(local: np.ndarray, shape: BrowShape) -> tuple[np.ndarray, n
     return along, across
 
 
-def _tangent_frame(
-    anatomy: Anatomy, triangle: np.ndarray, points: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit outward, up and sideways (+x) directions (P, 3) on the skin at points (P, 3) of triangles (P,)."""
+def _tangent_frame(anatomy: Anatomy, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit outward, up and sideways (+x) directions (P, 3) on the skin at points (P, 3)."""
     _, normal = anatomy.clearance(points)
     up = np.array([0.0, 1.0, 0.0]) - normal[:, 1:2] * normal
     up /= np.linalg.norm(up, axis=1, keepdims=True)
@@ -108,7 +107,7 @@ def brows(shape: BrowShape, colouring: Colouring, anatomy: Anatomy, rng: np.rand
     keep = rng.random(len(local)) < profile * np.clip(1.25 - np.abs(across + ragged) ** 2.5, 0, 1)
     keep = np.flatnonzero(keep & (np.abs(across) < 1.25))[: int(1150 * shape.density)]
     triangle, root, local, along, across = triangle[keep], root[keep], local[keep], along[keep], across[keep]
-    normal, up, side = _tangent_frame(anatomy, triangle, root)
+    normal, up, side = _tangent_frame(anatomy, root)
     outwards = side * np.sign(local[:, :1])
     # Upper hairs comb down a little, lower ones up: they meet in the ridge of the brow.
     angle = (
@@ -177,16 +176,13 @@ def beard_region(local: np.ndarray) -> np.ndarray:
     border = np.interp(
         x, [0.0, 0.012, 0.024, 0.034, 0.048, 0.060, 0.072], [-0.087, -0.087, -0.080, -0.072, -0.060, -0.040, -0.008]
     )
-    cheek = _ramp(border - y, -0.004, 0.008)
-    moustache = _ramp(0.031 - x, 0.0, 0.006) * _ramp(-0.0525 - y, -0.001, 0.004) * _ramp(y + 0.086, 0.0, 0.004)
-    throat = _ramp(y + 0.138 - 0.4 * np.clip(-z, 0, 0.08), 0.0, 0.02)
-    front = _ramp(z + 0.062, 0.0, 0.012)
+    cheek = smoothstep(border - y, -0.004, 0.008)
+    moustache = (
+        smoothstep(0.031 - x, 0.0, 0.006) * smoothstep(-0.0525 - y, -0.001, 0.004) * smoothstep(y + 0.086, 0.0, 0.004)
+    )
+    throat = smoothstep(y + 0.138 - 0.4 * np.clip(-z, 0, 0.08), 0.0, 0.02)
+    front = smoothstep(z + 0.062, 0.0, 0.012)
     return np.maximum(cheek, moustache) * throat * front
-
-
-def _ramp(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
 
 
 def beard(length: float, colouring: Colouring, anatomy: Anatomy, lips: np.ndarray, rng: np.random.Generator) -> Strands:
@@ -199,7 +195,7 @@ def beard(length: float, colouring: Colouring, anatomy: Anatomy, lips: np.ndarra
     density = beard_region(anatomy.local) * (1 - np.clip(3 * lips, 0, 1))
     triangle, root = anatomy.scatter(rng, 6500, anatomy.skin_faces, density)
     local = anatomy.to_local(root)
-    normal, up, side = _tangent_frame(anatomy, triangle, root)
+    normal, up, side = _tangent_frame(anatomy, root)
     outwards = side * np.tanh(local[:, :1] / 0.004)
     moustache = (local[:, 1] > -0.073) & (np.abs(local[:, 0]) < 0.03)
     lock = noise.fractal(local, 120, 2, seed=9)[:, None] / 0.17
@@ -215,7 +211,7 @@ def beard(length: float, colouring: Colouring, anatomy: Anatomy, lips: np.ndarra
         * np.exp(rng.normal(0, 0.2, len(root)))
         * (0.4 + 0.6 * beard_region(local))
     )
-    points = _lay(root, normal, direction, -0.35 * up + 0.0 * normal, extent, 0.12 * extent, 4, anatomy.scale)
+    points = _lay(root, normal, direction, -0.35 * up, extent, 0.12 * extent, 4, anatomy.scale)
     width = 0.00042 * np.array([1.0, 1.0, 0.8, 0.3]) * np.ones((len(root), 1))
     colour = 0.8 * hair_colours(colouring, local, rng)
     return _pack(anatomy, triangle, points, width, colour, normal)

@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 
 from . import noise
 from .anatomy import CROWN, Anatomy, hairline_margin
+from .noise import smoothstep
 from .palette import GREY_HAIR, HAIR, Colouring
 from .strands import Strands
 
@@ -113,11 +114,6 @@ def sample_style(rng: np.random.Generator, colouring: Colouring, masculine: floa
     return names[rng.choice(len(names), p=shares / shares.sum())]
 
 
-def _smooth(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
 def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-9)
 
@@ -125,7 +121,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
 def scalp_density(local: np.ndarray, recede: float, seed: int) -> np.ndarray:
     """How densely hair grows (0 to 1) at local points (P, 3): a soft, ragged edge along the hairline."""
     margin = hairline_margin(local, recede) + 0.012 * noise.fractal(local, 90, 3, seed=seed)
-    return _smooth(margin, -0.004, 0.009)
+    return smoothstep(margin, -0.004, 0.009)
 
 
 def _combing(style: HairStyle, local: np.ndarray, normal: np.ndarray, part_x: float) -> np.ndarray:
@@ -136,17 +132,17 @@ def _combing(style: HairStyle, local: np.ndarray, normal: np.ndarray, part_x: fl
         direction = _unit(np.array(KNOT) - local)
     elif style.flow == "whorl":
         direction = _unit(local - np.array(CROWN))
-        sideways = _smooth(np.abs(normal[..., :1]), 0.45, 0.8)
+        sideways = smoothstep(np.abs(normal[..., :1]), 0.45, 0.8)
         direction = _unit(direction * (1 - sideways) + sideways * np.array([0.0, -0.9, -0.35]))
     elif style.flow == "back":
         direction = np.broadcast_to(np.array([0.0, 0.3, -1.0]), local.shape)
-        sideways = _smooth(np.abs(normal[..., :1]), 0.5, 0.9)
+        sideways = smoothstep(np.abs(normal[..., :1]), 0.5, 0.9)
         direction = direction * (1 - sideways) + sideways * np.array([0.0, -0.45, -1.0])
     else:
         across = np.tanh((local[..., :1] - part_x) / 0.006)
-        ahead = style.forward * _smooth(local[..., 2:], -0.06, 0.0) - 0.35 * _smooth(-local[..., 2:], 0.06, 0.14)
+        ahead = style.forward * smoothstep(local[..., 2:], -0.06, 0.0) - 0.35 * smoothstep(-local[..., 2:], 0.06, 0.14)
         direction = np.concatenate([across, np.full_like(across, -0.35), ahead], -1)
-        low = _smooth(0.075 - local[..., 1:2], 0.0, 0.05)
+        low = smoothstep(0.075 - local[..., 1:2], 0.0, 0.05)
         direction = direction * (1 - low) + low * np.array([0.0, -1.0, -0.25])
     along = direction - (direction * normal).sum(-1, keepdims=True) * normal
     return _unit(along)
@@ -166,18 +162,20 @@ def grow(style: HairStyle, anatomy: Anatomy, rng: np.random.Generator) -> tuple[
     _, normal = anatomy.clearance(root)
     part_x = float(rng.choice([-1, 1]) * rng.uniform(0.012, 0.028)) if style.flow == "part" else 0.0
 
-    high = _smooth(local[:, 1], 0.015, 0.07)
+    high = smoothstep(local[:, 1], 0.015, 0.07)
     length = style.side + (style.top - style.side) * high
-    length = length * np.exp(rng.normal(0, 0.12, count)) * (0.45 + 0.55 * _smooth(hairline_margin(local), 0.0, 0.022))
+    length = (
+        length * np.exp(rng.normal(0, 0.12, count)) * (0.45 + 0.55 * smoothstep(hairline_margin(local), 0.0, 0.022))
+    )
     # Each strand rides at its own height over the skin; the lower ones are covered by the others.
     rank = rng.random(count) ** 0.55
     wave = 1 + 0.35 * noise.fractal(local, 35, 2, seed=seed + 1) / 0.17
-    near_edge = _smooth(hairline_margin(local, style.recede), 0.0, 0.03)
+    near_edge = smoothstep(hairline_margin(local, style.recede), 0.0, 0.03)
     thin = style.side / max(style.top, 1e-6)
     height = style.volume * (0.12 + 0.88 * rank) * np.clip(wave, 0.4, 1.6) * (0.25 + 0.75 * near_edge)
     height *= high + (1 - high) * min(1.0, 0.35 + thin)
     if style.tied:
-        length *= 0.2 + 0.8 * _smooth(local[:, 1], 0.0, 0.03)  # the short hair around the ears is not tied
+        length *= 0.2 + 0.8 * smoothstep(local[:, 1], 0.0, 0.03)  # the short hair around the ears is not tied
         # Around the skull to the knot, not further: the rest of the hair is wound up there.
         length = np.minimum(length, 1.25 * np.linalg.norm(local - KNOT, axis=1))
     step = length / (points - 1)
@@ -195,7 +193,7 @@ def grow(style: HairStyle, anatomy: Anatomy, rng: np.random.Generator) -> tuple[
         comb = _combing(style, here, skin_normal, part_x)
         above, _ = anatomy.clearance(anatomy.to_template(here))
         above = above / anatomy.scale
-        free = _smooth(above - height, -0.004, 0.012)[:, None]
+        free = smoothstep(above - height, -0.004, 0.012)[:, None]
         upright = style.lift * (1 - t) ** 1.5 * np.clip(1 - above / np.maximum(height, 1e-4), 0, 1)[:, None]
         pull = np.array([0.0, -style.gravity, 0.0]) * (0.3 + 1.5 * free + t)
         wish = _unit(comb * (1.15 - upright) + skin_normal * upright * 1.3 + pull + scatter)
@@ -219,7 +217,7 @@ def grow(style: HairStyle, anatomy: Anatomy, rng: np.random.Generator) -> tuple[
     else:
         depth = np.clip(0.25 + 0.55 * rank[:, None] + 0.35 * along, 0, 1) * np.ones_like(above)
     if style.tied:
-        knot_line, knot_depth = _knot(anatomy, style, rng)
+        knot_line, knot_depth = _knot(style, rng)
         line, depth = np.concatenate([line, knot_line]), np.concatenate([depth, knot_depth])
         triangle = np.concatenate([triangle, np.full(len(knot_line), triangle[0])])
     return anatomy.to_template(line), triangle, depth
@@ -232,10 +230,12 @@ def _off_the_face(points: np.ndarray, root: np.ndarray, style: HairStyle) -> np.
         return points
     side = np.where(np.abs(points[:, 0]) > 0.004, np.sign(points[:, 0]), np.sign(root[:, 0]))
     ear = (
-        _smooth(points[:, 2], -0.115, -0.10) * _smooth(-points[:, 2], 0.05, 0.06) * _smooth(points[:, 1], -0.07, -0.05)
+        smoothstep(points[:, 2], -0.115, -0.10)
+        * smoothstep(-points[:, 2], 0.05, 0.06)
+        * smoothstep(points[:, 1], -0.07, -0.05)
     )
-    ear *= _smooth(-points[:, 1], -0.03, -0.01)
-    inside = _smooth(points[:, 2], -0.04, -0.01) * _smooth(0.068 - points[:, 1], 0.0, 0.022)
+    ear *= smoothstep(-points[:, 1], -0.03, -0.01)
+    inside = smoothstep(points[:, 2], -0.04, -0.01) * smoothstep(0.068 - points[:, 1], 0.0, 0.022)
     least = np.maximum(0.066 * inside, 0.091 * ear)
     out = points.copy()
     out[:, 0] = side * np.maximum(np.abs(points[:, 0]), least)
@@ -255,7 +255,7 @@ def _curl(line: np.ndarray, style: HairStyle, rng: np.random.Generator) -> np.nd
     turns = length / (style.curl * 4.5)
     phase = 6.28 * (noise.fractal(line[:, 0], 60, 1, seed=5) / 0.25 + 0.12 * rng.random(count))
     angle = phase[:, None] + 2 * np.pi * turns[:, None] * np.linspace(0, 1, points)
-    radius = style.curl * _smooth(np.linspace(0, 1, points), 0.0, 0.35) * rng.uniform(0.6, 1.2, (count, 1))
+    radius = style.curl * smoothstep(np.linspace(0, 1, points), 0.0, 0.35) * rng.uniform(0.6, 1.2, (count, 1))
     return line + radius[..., None] * (np.cos(angle)[..., None] * first + np.sin(angle)[..., None] * second)
 
 
@@ -275,7 +275,7 @@ def _gather(line: np.ndarray, style: HairStyle, rng: np.random.Generator) -> np.
     return line * (1 - weight) + (line[nearest] + offset * (1 - 0.75 * along)) * weight
 
 
-def _knot(anatomy: Anatomy, style: HairStyle, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _knot(style: HairStyle, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Strands wound into a bun at the back of the head, local metres."""
     count = 1500
     centre = np.array(KNOT) + np.array([0.0, 0.005, -0.007])

@@ -160,3 +160,9 @@ def cells(points: np.ndarray, frequency: float, *, seed: int = 0) -> tuple[np.nd
         number of that feature point.
     """
     return _cells(np.ascontiguousarray(points, np.float32), float(frequency), int(seed))
+
+
+def smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    """0 up to `low`, 1 from `high` on (or the other way round for high < low), smooth between; the shape of `x`."""
+    t = np.clip((x - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)

@@ -164,11 +164,11 @@ def light_hair(
     direct = lighting.key_colour * lit * (colour * 1.1 * diffuse + (first + second) * facing)
     facing_view = F.normalize(view - (view * tangent).sum(1, keepdim=True) * tangent, dim=1)
     soft = ambient(lighting, F.normalize(normal + 0.4 * facing_view, dim=1))
-    sheen = ambient(lighting, normal) * (0.03 * highlight_of(tangent, view, normal))
+    sheen = ambient(lighting, normal) * (0.03 * _sheen(tangent, view, normal))
     return (soft * colour + direct + sheen) * exposed
 
 
-def highlight_of(tangent: Tensor, view: Tensor, normal: Tensor) -> Tensor:
+def _sheen(tangent: Tensor, view: Tensor, normal: Tensor) -> Tensor:
     """(P, 1) the broad sheen of a large light overhead."""
     half = F.normalize(view + F.normalize(normal + normal.new_tensor([0.0, 0.8, 0.2]), dim=1), dim=1)
     return (1 - (tangent * half).sum(1, keepdim=True) ** 2).clamp_min(0) ** 12

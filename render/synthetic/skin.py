@@ -21,6 +21,7 @@ from . import noise
 from .anatomy import Anatomy
 from .facial_hair import BrowShape, beard_region, brow_coordinates
 from .hair import scalp_density
+from .noise import smoothstep
 from .palette import Colouring
 
 # Half of the lips' outline, person's left: x, upper edge y, lower edge y (local metres).
@@ -60,11 +61,6 @@ class Paint:
     """(P, 3) what is added to the unit normal, template axes."""
 
 
-def _ramp(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
 def _blob(local: np.ndarray, centre: tuple[float, float, float], radius: tuple[float, float, float]) -> np.ndarray:
     """A soft ellipsoid and its mirror image, 1 in the middle."""
     offset = (np.stack([np.abs(local[:, 0]), local[:, 1], local[:, 2]], 1) - centre) / radius
@@ -77,7 +73,7 @@ def lip_weight(local: np.ndarray, softness: float = 0.0011) -> np.ndarray:
     inside = np.minimum(np.interp(x, LIP_X, LIP_TOP) - local[:, 1], local[:, 1] - np.interp(x, LIP_X, LIP_BOTTOM))
     inside = np.minimum(inside, (LIP_X[-1] - x))
     front = local[:, 2] > 0.002
-    return _ramp(inside, -softness, softness) * front
+    return smoothstep(inside, -softness, softness) * front
 
 
 def _near_line(local: np.ndarray, line: np.ndarray, width: float) -> np.ndarray:
@@ -107,7 +103,7 @@ def paint(local: np.ndarray, colouring: Colouring, look: SkinLook, rims: cKDTree
         0.60 * _blob(local, (0.040, -0.034, 0.02), (0.020, 0.017, 0.04))
         + 0.75 * _blob(local, (0.0, -0.042, 0.05), (0.017, 0.014, 0.03))
         + 0.30 * _blob(local, (0.0, -0.102, 0.03), (0.016, 0.012, 0.03))
-        + 0.9 * _ramp(np.abs(x), 0.077, 0.088)
+        + 0.9 * smoothstep(np.abs(x), 0.077, 0.088)
         + 0.25 * _blob(local, (0.033, 0.004, 0.015), (0.018, 0.006, 0.02))
         + 0.30 * _blob(local, (0.018, -0.046, 0.03), (0.006, 0.007, 0.02))
     )
@@ -118,26 +114,26 @@ def paint(local: np.ndarray, colouring: Colouring, look: SkinLook, rims: cKDTree
     lid = _blob(local, (0.033, 0.0065, 0.012), (0.013, 0.0045, 0.02))
     albedo = albedo * np.array([0.92, 0.84, 0.83]) ** ((0.7 + 1.4 * look.makeup) * lid)[:, None]
     # The forehead and the temples tan; the throat does not.
-    albedo = albedo * np.exp(-0.05 * _ramp(y, 0.01, 0.06) + 0.03 * _ramp(-y, 0.1, 0.14))[:, None]
+    albedo = albedo * np.exp(-0.05 * smoothstep(y, 0.01, 0.06) + 0.03 * smoothstep(-y, 0.1, 0.14))[:, None]
 
     # Spots: freckles on nose and cheeks, a few moles.
     if colouring.freckles > 0.03:
         distance, which = noise.cells(local, 420, seed=seed + 3)
         band = np.clip(_blob(local, (0.022, -0.028, 0.02), (0.034, 0.020, 0.05)) + 0.35, 0, 1) * (z > -0.03)
         size = 0.0011 * (which * 1.7 % 1) * np.sqrt(colouring.freckles)
-        spot = (which < 0.75 * band) * _ramp(size - distance, -0.0003, 0.0003)
+        spot = (which < 0.75 * band) * smoothstep(size - distance, -0.0003, 0.0003)
         albedo = albedo * np.array([0.86, 0.75, 0.66]) ** (spot * (0.4 + 0.6 * colouring.freckles))[:, None]
     distance, which = noise.cells(local, 42, seed=seed + 4)
-    mole = _ramp(0.0007 + 0.0006 * (which * 57 % 1) - distance, -0.0003, 0.0003) * (which < 0.05)
+    mole = smoothstep(0.0007 + 0.0006 * (which * 57 % 1) - distance, -0.0003, 0.0003) * (which < 0.05)
     albedo = albedo * (1 - mole[:, None] * np.array([0.45, 0.55, 0.6]))
-    age_spot = _ramp(noise.fractal(local, 150, 3, seed=seed + 5) / 0.17, 1.3, 2.2) * age * light
+    age_spot = smoothstep(noise.fractal(local, 150, 3, seed=seed + 5) / 0.17, 1.3, 2.2) * age * light
     albedo = albedo * np.array([0.90, 0.84, 0.78]) ** age_spot[:, None]
 
     # Shaven stubble: a cool shade, with dots where hairs stand.
     shadow = look.beard_shadow * beard_region(local) * (1 - lip_weight(local))
     if look.beard_shadow > 0:
         distance, which = noise.cells(local, 1250, seed=seed + 6)
-        dots = _ramp(0.00028 - distance, -0.0002, 0.0002) * (which < 0.7)
+        dots = smoothstep(0.00028 - distance, -0.0002, 0.0002) * (which < 0.7)
         hair = np.minimum(colouring.brows, 0.25)
         cover = np.clip(shadow * (0.30 + 0.35 * dots + 0.12 * grain), 0, 0.8)[:, None]
         albedo = albedo * (1 - cover) + cover * (0.55 * hair + 0.45 * albedo * np.array([0.62, 0.68, 0.74]))
@@ -159,7 +155,7 @@ def paint(local: np.ndarray, colouring: Colouring, look: SkinLook, rims: cKDTree
     squeezed = local * np.array([1.0, 0.16, 0.3])
     lines = noise.fractal(squeezed, 950, 2, seed=seed + 7) / 0.17
     stain = colouring.lips * (1 - 0.25 * look.makeup * np.array([0.1, 1.0, 0.7]))
-    red = albedo * stain * np.exp(0.07 * lines - 0.10 * _ramp(np.abs(y + 0.0735), 0.004, 0.0) * one)[:, None]
+    red = albedo * stain * np.exp(0.07 * lines - 0.10 * smoothstep(np.abs(y + 0.0735), 0.004, 0.0) * one)[:, None]
     albedo = albedo * (1 - lips[:, None]) + lips[:, None] * red
     # The lash line: skin darkens where lashes stand.
     rim_distance, _ = rims.query(local, distance_upper_bound=0.006)
@@ -178,13 +174,19 @@ def paint(local: np.ndarray, colouring: Colouring, look: SkinLook, rims: cKDTree
     sway = 0.0022 * noise.fractal(local * np.array([1, 0.1, 0.1]), 35, 2, seed=seed + 8) / 0.17
     for height in FOREHEAD_LINES:
         offset = (y - height - sway) / 0.0011
-        weight = _ramp(0.045 - np.abs(x), 0.0, 0.03) * (z > -0.02) * (0.02 + age)
+        weight = smoothstep(0.045 - np.abs(x), 0.0, 0.03) * (z > -0.02) * (0.02 + age)
         fold += 0.22 * weight * np.exp(-(offset**2))
         bump += 0.30 * weight * offset * np.exp(-(offset**2))
     fold += (0.10 + 0.32 * age) * _near_line(local, NASOLABIAL, 0.0016)
     corner = np.stack([np.abs(x) - 0.046, y + 0.003], 1)
     radius, angle = np.linalg.norm(corner, axis=1), np.arctan2(corner[:, 1], corner[:, 0])
-    feet = age * _ramp(radius, 0.001, 0.006) * _ramp(0.022 - radius, 0.0, 0.012) * (np.abs(angle) < 0.75) * (z > -0.04)
+    feet = (
+        age
+        * smoothstep(radius, 0.001, 0.006)
+        * smoothstep(0.022 - radius, 0.0, 0.012)
+        * (np.abs(angle) < 0.75)
+        * (z > -0.04)
+    )
     fold += 0.16 * feet * np.clip(np.cos(angle * 17), 0, 1) ** 2
     relief[:, 1] += bump
     albedo = albedo * np.array([0.90, 0.82, 0.80]) ** fold[:, None]

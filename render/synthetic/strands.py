@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,14 +126,6 @@ def ribbon_faces(strands: int, points: int) -> Tensor:
 def concatenate(parts: list[Strands]) -> Strands:
     """Several kinds with the same number of points as one."""
     return Strands(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Strands)})
-
-
-def resample(points: np.ndarray, count: int) -> np.ndarray:
-    """(K, P, 3) -> (K, count, 3), linear in the point index."""
-    position = np.linspace(0, points.shape[1] - 1, count)
-    low = np.minimum(position.astype(int), points.shape[1] - 2)
-    weight = (position - low)[None, :, None]
-    return points[:, low] * (1 - weight) + points[:, low + 1] * weight
 
 
 def _tangents(points: Tensor) -> Tensor:
