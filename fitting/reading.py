@@ -2,10 +2,10 @@
 
 Landmarks are not points of the skin. Against exact renders they sit beside the embedded points, follow some motions too
 little and others too much (the lids' creases stay where the lid moves), and their errors are shared by whole regions of
-the face. Face units come out compressed. A `Reading` holds what was measured on synthetic heads
+the face. A `Reading` holds what was measured on synthetic heads
 (assets/build_landmark_reading.py):
 
-    landmark_l = project(x_l + offsets_l + units_l e + lids_l c + jaw_l sin(j) + person_l p + frame_l f + noise)
+    landmark_l = project(x_l + offset_l + units_l e + lids_l c + jaw_l sin(j) + person_l p + frame_l f + noise)
 
 with p, f ~ N(0, 1) unknown. Solving for p (once per person) and f (per frame) beside the head's parameters is the same
 as weighting the landmarks by the full covariance of their errors.
@@ -22,8 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 
 from ..geom.head import HeadModel
 
@@ -36,8 +35,8 @@ ASSET = Path(__file__).parent.parent / "assets" / "landmark_reading.safetensors"
 class Reading:
     """Measured for one head model."""
 
-    offsets: Floats
-    """(L, 3) mean of landmark minus embedded point."""
+    places: Floats
+    """(L, 3) where the landmarks sit on the neutral mean head: embedded point plus mean offset."""
     units: Floats
     """(L, 3, 52) change per ARKit unit, on top of the model's own; zero for gaze, eyeBlink, jawOpen, tongueOut."""
     lids: Floats
@@ -52,12 +51,6 @@ class Reading:
     """(L,) what is left, root mean square."""
     irises: Floats
     """(2, 3) mean of iris centre minus the centre on the eyeball; left, right."""
-    unit_gain: Floats
-    """(52,) and"""
-    unit_bias: Floats
-    """(52,): the unit's weight is about gain * reading + bias, where the reading says anything."""
-    unit_error: Floats
-    """(52,) root mean square error of that."""
 
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         """Write the file, whole or not at all."""
@@ -68,15 +61,11 @@ class Reading:
 
 
 @cache
-def _load() -> tuple[str, Reading]:
-    with safe_open(ASSET, framework="np") as file:
-        reading = Reading(**{f.name: file.get_tensor(f.name) for f in fields(Reading)})
-        return file.metadata()["head_sha256"], reading
+def _load() -> Reading:
+    arrays = load_file(ASSET)
+    return Reading(**{f.name: arrays[f.name].astype(np.float32) for f in fields(Reading)})
 
 
 def reading_for(head: HeadModel) -> Reading | None:
     """What was measured for this head; None for a head that nothing was measured for."""
-    if not ASSET.is_file():
-        return None
-    sha256, reading = _load()
-    return reading if sha256 == head.sha256 else None
+    return _load() if head.name == "open" and ASSET.is_file() else None

@@ -21,6 +21,7 @@ Arrays: T frames, L landmarks, S identity coefficients, K expression unknowns, P
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -233,7 +234,7 @@ class Solver:
         def extended(pair: Pair, still: Array) -> Pair:
             return np.concatenate([pair[0], still], -1), np.concatenate([pair[1], np.zeros_like(still)], -1)
 
-        self._template = plus(self._template, picked(reading.offsets))
+        self._template = picked(reading.places) - self._template[1], self._template[1]
         if len(self.unit_index):
             self._expression = plus(self._expression, picked(reading.units)[..., self.unit_index])
         self._lids = plus(self._lids, picked(reading.lids))
@@ -260,8 +261,6 @@ class Solver:
         with_units = len(self.unit_index) > 0
         sigma = np.ones(len(self.rows))
         sigma[:plain] = s.units if with_units else s.psi
-        if with_units and self.reading is not None:
-            sigma[:plain] = s.units * self.reading.unit_error[self.unit_index] / 0.2
         self._expression_precision = 1 / np.square(sigma)
         self._step_expression = np.full(len(self.rows), s.step_mode)
         self._step_expression[:plain] = s.step_expression * (1 if with_units else 4)
@@ -277,8 +276,13 @@ class Solver:
             units: (T, 52) ARKit units.
             view: a known camera; else one that puts the first frame at `DISTANCE`.
         """
+        landmarks = np.asarray(landmarks, np.float64)
+        spread = np.ptp(landmarks[:, :468, :2], axis=1).min() if np.isfinite(landmarks).all() else math.nan
+        if not spread > 0:
+            what = "all lie in one point" if spread == 0 else "must be finite numbers"
+            raise ValueError(f"Solver.start: the landmarks of a frame {what}; leave out frames without a face.")
         model = self._template[0] + self._template[1]
-        inner = self.base_weight >= 1
+        inner = ~np.isin(self.index, FACE_CONTOUR)
         frames = len(landmarks)
         scales, rotations, centres = [], [], []
         for points in landmarks[:, self.index]:
@@ -397,9 +401,7 @@ class Solver:
         """Expression unknowns (T, K) that ARKit face units (T, 52) ask for; zeros for heads without an ARKit map."""
         out = np.zeros((len(units), len(self.rows)))
         if len(self.unit_index):
-            values = np.asarray(units, np.float64)
-            if self.reading is not None:
-                values = self.reading.unit_gain * values + self.reading.unit_bias
+            values = (np.asarray(units, np.float64) - _UNIT_FLOOR) / (1 - _UNIT_FLOOR)
             out[:, : len(self.unit_index)] = np.clip(values[:, self.unit_index], 0, 1)
         return out
 
@@ -569,16 +571,7 @@ class Solver:
 
     def _coupled(self, normal: Array, gradient: Array, state: State, before: State | None, smooth: float) -> Array:
         """Gauss-Newton step (T, P) with the temporal term: a block tridiagonal system, solved by elimination."""
-        s = self.weights
-        sigma = np.concatenate(
-            [
-                self._step_expression,
-                np.full(2, s.step_eyelids),
-                np.full(3, s.step_jaw),
-                np.full(3, s.step_rotation),
-                np.full(3, s.step_translation),
-            ]
-        )
+        s, sigma = self.weights, self._step_sigma()
         precision = smooth / sigma**2
         chain = state if before is None else State.cat([before, state])
         change = self._difference(chain[1:], chain[:-1])  # (T or T - 1, P)
@@ -612,6 +605,19 @@ class Solver:
         for f in range(frames - 2, -1, -1):
             step[f] += solved[f] @ step[f + 1]
         return step
+
+    def _step_sigma(self) -> Array:
+        """(P,) usual change of the unknowns from frame to frame."""
+        s = self.weights
+        return np.concatenate(
+            [
+                self._step_expression,
+                np.full(2, s.step_eyelids),
+                np.full(3, s.step_jaw),
+                np.full(3, s.step_rotation),
+                np.full(3, s.step_translation),
+            ]
+        )
 
     def _difference(self, after: State, before: State) -> Array:
         """(T, P) change of the unknowns from `before` to `after`."""
@@ -742,6 +748,8 @@ class Solver:
 
 
 _EYE_CORNERS = [*LEFT_EYE_CORNERS, *RIGHT_EYE_CORNERS]
+_UNIT_FLOOR = np.array([0.25 if name.startswith("eyeSquint") else 0.0 for name in arkit.NAMES])
+"""(52,) what the face-unit model reads off relaxed faces; of the clips looked at, only squinting stood out."""
 _CROSS = np.array(
     [[[0, 0, 0], [0, 0, -1], [0, 1, 0]], [[0, 0, 1], [0, 0, 0], [-1, 0, 0]], [[0, -1, 0], [1, 0, 0], [0, 0, 0]]],
     np.float64,
