@@ -61,14 +61,15 @@ def split(image: Image, person: Image, face: Image, face_width: float) -> Matte:
     alpha = alpha * _connected(alpha > 0.3, face, margin=0.05 * face_width)
     alpha = np.maximum(alpha, face)
 
-    # The margin catches strands of hair; at neck and shoulders it would only carry pieces of the wall along.
+    # The margin catches strands of hair; beside jaw, neck and shoulders it would only carry pieces of the wall along.
     rows = np.flatnonzero(face.any(1))
     chin = float(rows[-1]) if len(rows) else 0.5 * face.shape[0]
-    below = np.clip((np.arange(face.shape[0]) - chin) / (0.1 * face_width) + 1, 0, 1)[:, None]
-    reach = (0.07 - 0.04 * below) * face_width
+    below = np.clip((np.arange(face.shape[0]) - chin) / (0.15 * face_width) + 3, 0, 1)[:, None]
+    reach = (0.10 - 0.075 * below) * face_width
     distance = ndimage.distance_transform_edt(alpha < 0.03)
     hole = np.clip(2 - 2 * distance / reach, 0, 1).astype(np.float32)
-    background = paint_background(image, hole, 0.04 * face_width)
+    core = np.clip(2 - 5 * distance / reach, 0, 1).astype(np.float32)
+    background = paint_background(image, hole, core, 0.03 * face_width)
     outline = alpha.astype(np.float32)
     alpha = (1 - trust * (1 - outline)).astype(np.float32)
     return Matte(alpha, outline, trust, hole, background)
@@ -128,33 +129,33 @@ def guided_filter(guide: Image, values: Image, radius: int, epsilon: float) -> I
     return np.clip((mean(slope) * guide).sum(-1) + mean(offset), 0, 1).astype(np.float32)
 
 
-def paint_background(image: Image, hole: Image, margin: float) -> Image:
-    """The picture with `hole` painted over from its surroundings.
+def paint_background(image: Image, hole: Image, core: Image, softness: float) -> Image:
+    """The picture without the person.
 
-    Colours are continued smoothly (membrane); grain and small structure are mirrored at the edge of the hole, so that
-    a strip which comes into sight beside a moving head looks like the wall next to it, not like fog.
+    In the core, colours are continued smoothly from outside (membrane); grain is mirrored at the edge of the hole, so
+    that a strip which comes into sight beside a moving head looks like the wall next to it, not like fog. In the margin
+    between core and hole the picture is blurred: strands vanish from it (and so belong to the person), the wall stays.
 
     Args:
-        margin: px next to the hole whose colours are not trusted: strands of hair that no matte catches.
+        hole: (H, W) 1 where the picture is replaced, core: where nothing of it is used; soft.
+        softness: px, sigma of the blur.
     """
     height, width = hole.shape
-    outside, nearest = ndimage.distance_transform_edt(hole > 0, return_indices=True)
-    clear = ndimage.distance_transform_edt(hole <= 0)
-    weights = np.clip(clear / max(margin, 1.0), 0, 1).astype(np.float32) ** 2
-    # Colours next to the hole count only as averages over a neighbourhood: single pixels would draw long streaks.
-    known = np.maximum(ndimage.gaussian_filter(weights, 3.0), 1e-4)[..., None]
-    smooth = ndimage.gaussian_filter(image * weights[..., None], (3.0, 3.0, 0)) / known
+    nearest = ndimage.distance_transform_edt(hole > 0, return_distances=False, return_indices=True)
+    weights = ((1 - core) * (core < 0.5)).astype(np.float32)
+    known = ndimage.gaussian_filter(weights, softness)[..., None]
+    smooth = ndimage.gaussian_filter(image * weights[..., None], (softness, softness, 0)) / np.maximum(known, 1e-4)
     fill = membrane.solve(smooth[::2, ::2], 20 * weights[::2, ::2], sweeps=20)
     fill = membrane.upsample(fill, (height, width), 2.0)
+    fill = smooth + core[..., None] * (fill - smooth)
 
     detail = image - ndimage.gaussian_filter(image, (2.0, 2.0, 0), mode="nearest")
     grain = 2 * float(np.median(np.abs(detail[hole <= 0]))) if (hole <= 0).any() else 0.0
     detail = np.clip(detail, -grain, grain)  # the grain of the wall, not the writing on it
     # Mirror image of every painted pixel: as far behind the edge of the hole as the pixel lies before it.
     row, column = np.mgrid[:height, :width]
-    step = 2 + 2 * margin / np.maximum(outside, 1)
-    y = _reflected(row + step * (nearest[0] - row), height)
-    x = _reflected(column + step * (nearest[1] - column), width)
+    y = _reflected(row + 2 * (nearest[0] - row), height)
+    x = _reflected(column + 2 * (nearest[1] - column), width)
     fill += (detail * (hole <= 0)[..., None])[y, x]
     return image + hole[..., None] * (fill - image)
 
