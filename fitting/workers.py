@@ -165,6 +165,8 @@ class _Worker:
     line: Connection
     job: tuple[Any, int] | None = None
     heard: float = field(default_factory=time.monotonic)
+    ready: bool = False
+    """Whether it has loaded what it needs; before, it gets the full `STUCK` seconds."""
 
     @classmethod
     def start(cls, task: Task[Any, Any]) -> _Worker:
@@ -198,13 +200,14 @@ class _Worker:
         """("answer", it), ("died", why) or ("", None)."""
         try:
             while self.line.poll():
-                self.heard = time.monotonic()
+                self.heard, self.ready = time.monotonic(), True
                 message = self.line.recv()
                 if message is not None:
                     return "answer", message[0]
         except (EOFError, OSError):
             self.process.join(5)
             return "died", f"the process that fitted it died ({_cause(self.process.exitcode)})"
+        stuck = stuck if self.ready else max(stuck, STUCK)
         if self.job and time.monotonic() - self.heard > stuck:
             return "died", f"nothing happened for {stuck:.0f} seconds; the process was stopped"
         if not self.process.is_alive():
@@ -249,6 +252,7 @@ def _work(task: Task[Any, Any], line: Connection) -> None:
                 raise SystemExit(1) from None
 
     try:
+        line.send(None)  # ready
         while True:
             job = line.recv()
             line.send((task(job, beat),))
