@@ -93,7 +93,7 @@ def find_faces(image: Picture, *, models: MediaPipe | None = None) -> list[Face]
     check_picture(image, "find_faces: image")
     models = models or shared_models()
     for candidates in _searches(image, models):
-        faces = _distinct(face for face in (_confirm(image, d, models) for d in candidates) if face)
+        faces = _distinct(_confirmed(image, candidates, models))
         if faces:
             return faces
     return []
@@ -109,7 +109,11 @@ def largest_face(image: Picture, *, index: int = 0, name: str = "the picture", m
     Raises:
         NoFaceError: when there are not more than `index` faces.
     """
-    faces = find_faces(image, models=models)
+    return choose_face(find_faces(image, models=models), image, index=index, name=name)
+
+
+def choose_face(faces: list[Face], image: Picture, *, index: int = 0, name: str = "the picture") -> Face:
+    """One of the faces found in a picture; arguments and errors as of `largest_face`."""
     if not faces:
         raise NoFaceError(
             f"No face found in {name} ({image.shape[1]} x {image.shape[0]} pixels). A human face, at least about 30 "
@@ -118,6 +122,22 @@ def largest_face(image: Picture, *, index: int = 0, name: str = "the picture", m
     if not 0 <= index < len(faces):
         raise NoFaceError(f"Face {index} was asked for, but {name} has {len(faces)} (counted from 0, largest first).")
     return faces[index]
+
+
+def face_of_crop(image: Picture, *, models: MediaPipe | None = None) -> Face | None:
+    """The face of a picture that is a face crop already, without a detector; None when it is not like one.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        models: default: one set shared by the process.
+    """
+    height, width = image.shape[:2]
+    for share in (1.0, 0.7):  # tight crops, crops with hair and shoulders
+        region = Region(width / 2, height / 2, share * max(height, width), 0.0)
+        face = _confirm(image, region, None, models or shared_models())
+        if face:
+            return face
+    return None
 
 
 def follow_face(image: Picture, region: Region, *, models: MediaPipe | None = None) -> Face | None:
@@ -150,7 +170,7 @@ def glance(image: Picture, *, models: MediaPipe | None = None) -> list[Face]:
     """
     models = models or shared_models()
     found = Detections.cat([models.detect(image, model) for model in _DETECTORS])
-    return _distinct(face for face in (_confirm(image, d, models) for d in _each(found)) if face)
+    return _distinct(_confirmed(image, _each(found), models))
 
 
 def check_picture(image: Any, what: str) -> None:
@@ -175,6 +195,7 @@ class FaceTracker:
         index: which face of the first frame with faces to follow: 0 = the largest.
         point: instead of `index`: follow the face nearest to this (x, y) in pixels.
         patience: frames to wait for the person to come back before any face is taken.
+        cropped: the frames are face crops already: the face is looked for in the whole first frame, without a detector.
         models: default: one set shared by the process.
     """
 
@@ -184,10 +205,13 @@ class FaceTracker:
         index: int = 0,
         point: tuple[float, float] | None = None,
         patience: int = 25,
+        cropped: bool = False,
         models: MediaPipe | None = None,
     ) -> None:
         self.models = models or shared_models()
-        self.index, self.point, self.patience = index, point, patience
+        self.index, self.point, self.patience, self.cropped = index, point, patience, cropped
+        self.faces = 0
+        """How many faces there were to choose from in the first frame with faces."""
         self.lost = 0
         """Frames since the face was last seen."""
         self.detections = 0
@@ -195,7 +219,11 @@ class FaceTracker:
         self._region: Region | None = None
 
     def track(self, image: Picture) -> Face | None:
-        """The face in the next frame; None when it is not there (it may come back)."""
+        """The face in the next frame; None when it is not there (it may come back).
+
+        Raises:
+            NoFaceError: the first frame with faces has no face number `index`.
+        """
         check_picture(image, "FaceTracker.track: image")
         face = follow_face(image, self._region, models=self.models) if self._region and not self.lost else None
         if face is None:
@@ -208,14 +236,20 @@ class FaceTracker:
         return face
 
     def _search(self, image: Picture) -> Face | None:
+        if self._region is None and self.cropped and self.index == 0:
+            face = face_of_crop(image, models=self.models)
+            if face is not None:
+                self.faces = 1
+                return face
         self.detections += 1
         if self._region is None:
             faces = find_faces(image, models=self.models)
             if not faces:
                 return None
+            self.faces = len(faces)
             if self.point is not None:
                 return min(faces, key=lambda f: _distance(f.landmarks, self.point))
-            return faces[min(self.index, len(faces) - 1)]
+            return choose_face(faces, image, index=self.index, name="the first frame with a face")
         # The thorough steps are for pictures; in a video without a face they would cost seconds per second.
         thorough = self.lost > 0 and self.lost % 50 == 0
         faces = find_faces(image, models=self.models) if thorough else glance(image, models=self.models)
@@ -256,9 +290,16 @@ def _each(found: Detections) -> Iterator[Detections]:
     return (found[i : i + 1] for i in range(len(found)))
 
 
-def _confirm(image: Picture, candidate: Detections, models: MediaPipe) -> Face | None:
-    """The face at a detection, refined; None when the landmark model does not see one."""
-    region = region_of_detection(candidate.boxes[0], candidate.keypoints[0])
+def _confirmed(image: Picture, candidates: Iterator[Detections], models: MediaPipe) -> Iterator[Face]:
+    for candidate in candidates:
+        region = region_of_detection(candidate.boxes[0], candidate.keypoints[0])
+        face = _confirm(image, region, float(candidate.scores[0]), models)
+        if face:
+            yield face
+
+
+def _confirm(image: Picture, region: Region, score: float | None, models: MediaPipe) -> Face | None:
+    """The face in a region, refined; None when the landmark model does not see one."""
     landmarks, presence = models.landmarks(image, region)
     # The first reading only has to be good enough to aim the second one.
     if presence < 0.1 or not _plausible(landmarks, region.size):
@@ -268,7 +309,7 @@ def _confirm(image: Picture, candidate: Detections, models: MediaPipe) -> Face |
         landmarks, presence = models.landmarks(image, region)
     if presence < MIN_PRESENCE or not _plausible(landmarks, region.size):
         return None
-    return Face(landmarks, models.face_units(landmarks), float(candidate.scores[0]), presence)
+    return Face(landmarks, models.face_units(landmarks), presence if score is None else score, presence)
 
 
 def _plausible(landmarks: Floats, size: float) -> bool:

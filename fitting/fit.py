@@ -145,6 +145,7 @@ class VideoFitter:
         fps: nominal frames per second, for the temporal term and the track.
         index, point: which face to follow, see `FaceTracker`.
         smooth: strength of the temporal term; 0 = frames are independent.
+        cropped: the frames are face crops already, see `FaceTracker`.
         name: how to call the video in error messages.
     """
 
@@ -156,10 +157,11 @@ class VideoFitter:
         index: int = 0,
         point: tuple[float, float] | None = None,
         smooth: float = 1.0,
+        cropped: bool = False,
         name: str = "the video",
     ) -> None:
         self.solver = _solver(head)
-        self.tracker = FaceTracker(index=index, point=point)
+        self.tracker = FaceTracker(index=index, point=point, cropped=cropped)
         self.fps, self.smooth, self.name = fps, smooth, name
         self._size: tuple[int, int] | None = None
         self._waiting: list[Observation] = []

@@ -16,9 +16,12 @@ are the person's.
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -258,8 +261,9 @@ class _Model:
     def __init__(self, content: bytes, threads: int) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
-        self._interpreter = Interpreter(model_content=content, num_threads=threads)
-        self._interpreter.allocate_tensors()
+        with _without_greeting():
+            self._interpreter = Interpreter(model_content=content, num_threads=threads)
+            self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._outputs = [o["index"] for o in self._interpreter.get_output_details()]
         self._lock = threading.Lock()
@@ -269,6 +273,30 @@ class _Model:
             self._interpreter.set_tensor(self._input, np.ascontiguousarray(tensor, np.float32))
             self._interpreter.invoke()
             return [self._interpreter.get_tensor(index) for index in self._outputs]
+
+
+@contextmanager
+def _without_greeting() -> Iterator[None]:
+    """Keeps LiteRT's "INFO: Created TensorFlow Lite XNNPACK delegate" off stderr; no setting of its own does.
+
+    It comes from native code, so the file descriptor is turned aside; everything else written meanwhile is passed on.
+    """
+    try:
+        before = os.dup(2)
+    except OSError:  # no stderr, as under pythonw: nothing to keep clean
+        yield
+        return
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            aside.seek(0)
+            rest = b"".join(line for line in aside if b"XNNPACK delegate for CPU" not in line)
+            if rest:
+                os.write(2, rest)
 
 
 def _from_task(member: str) -> Callable[[], bytes]:
