@@ -190,8 +190,8 @@ def reenact(clip: Clip) -> tuple[Self, list[Picture]]:
         turned = cv2.warpAffine(clip.pictures[0], matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         mask = np.zeros(real.shape[:2], np.uint8)
         cv2.fillConvexPoly(mask, cv2.convexHull(truth[:468, :2].astype(np.int32)), 1)
-        numbers.append([_landmark_error(p, truth) for p in (moved, turned, clip.pictures[0])])
-        numbers[-1] += [psnr(p, real, mask > 0) for p in (moved, turned, clip.pictures[0])]
+        shown: list[Picture] = [moved, turned, clip.pictures[0]]
+        numbers.append([_landmark_error(p, truth) for p in shown] + [psnr(p, real, mask > 0) for p in shown])
         row.append(moved)
     mean = np.nanmean(np.array(numbers, np.float64), 0)
     step = max(1, len(row) // 6)
