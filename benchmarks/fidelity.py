@@ -190,7 +190,7 @@ def reenact(clip: Clip) -> tuple[Self, list[Picture]]:
         turned = cv2.warpAffine(clip.pictures[0], matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         mask = np.zeros(real.shape[:2], np.uint8)
         cv2.fillConvexPoly(mask, cv2.convexHull(truth[:468, :2].astype(np.int32)), 1)
-        shown: list[Picture] = [moved, turned, clip.pictures[0]]
+        shown: list[Picture] = [moved, np.asarray(turned, np.uint8), clip.pictures[0]]
         numbers.append([_landmark_error(p, truth) for p in shown] + [psnr(p, real, mask > 0) for p in shown])
         row.append(moved)
     mean = np.nanmean(np.array(numbers, np.float64), 0)
