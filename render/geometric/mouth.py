@@ -36,6 +36,8 @@ MOUTH_WIDTH = 0.050
 UPPER_TEETH = ((8.6, 10.4), (6.7, 9.2), (7.7, 10.0), (7.0, 8.6), (6.8, 7.8), (10.0, 7.2), (9.5, 6.8))
 """mm width and height from the middle outwards: incisors, canine, premolars, molars."""
 LOWER_TEETH = ((5.4, 8.8), (5.9, 9.0), (6.9, 10.2), (7.0, 8.6), (7.1, 8.0), (11.0, 7.4), (10.5, 7.0))
+SLIT = (0.08, 0.14)
+"""Gap of the photo's lips, in mouth widths, up to which it shows but a slit, and from which it shows what is inside."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def find(
 
 def _teeth_end(photo: Image, rims: Opening) -> float | None:
     """Share of the opening's height, from the upper lip, where the photo's upper teeth end; None if it shows none."""
-    if rims.gap < 4:
+    if rims.gap < max(4.0, SLIT[0] * rims.width):
         return None
     u = np.linspace(0.3, 0.7, 15)
     share = (np.arange(24) + 0.5) / 24
@@ -158,6 +160,10 @@ def draw(
     feather = _feather(mouth.opening)
     window = opening.bounds(target, 2.0, (image.shape[0], image.shape[1]))
     rays = np.array([float(camera.focal[0]), *camera.principal[0].tolist()], np.float32)
+    # A slit pulled apart would float in the middle of the open mouth: it goes as the lips part.
+    shown = np.clip((mouth.opening.gap / mouth.opening.width - SLIT[0]) / (SLIT[1] - SLIT[0]), 0, 1)
+    apart = np.clip((target.gap / max(mouth.opening.gap, 1.0) - 1.4) / 1.4, 0, 1)
+    own = mouth.own * (shown + (1 - shown) * (1 - apart))
     rows = []
     for axes, arch, teeth in ((upper, mouth.upper, UPPER_TEETH), (lower, mouth.lower, LOWER_TEETH)):
         frame = axes[1:] - axes[0]  # rows: unit axes in the world
@@ -168,7 +174,7 @@ def draw(
         target.frame, target.upper, target.lower, upper_map, lower_map, rays,
         centre_u, np.ascontiguousarray(frame_u), teeth_u, np.float32(rho_u),
         centre_l, np.ascontiguousarray(frame_l), teeth_l, np.float32(rho_l),
-        mouth.palette, np.float32(mouth.upper.scale), np.float32(mouth.split), np.float32(mouth.own),
+        mouth.palette, np.float32(mouth.upper.scale), np.float32(mouth.split), np.float32(own),
         np.float32(strength), np.float32(feather), np.array(window, np.int64),
     )  # fmt: skip
 
