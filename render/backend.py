@@ -10,6 +10,7 @@ from functools import cache
 import torch
 
 BACKENDS = ("torch", "numba", "triton", "pytorch3d")
+_INSTALLED = {name: importlib.util.find_spec(name) is not None for name in BACKENDS}
 
 
 def choose(owner: str, backend: str, device: torch.device, *, offered: tuple[str, ...] = BACKENDS) -> str:
@@ -21,24 +22,19 @@ def choose(owner: str, backend: str, device: torch.device, *, offered: tuple[str
     asked = backend if backend != "auto" else os.environ.get("HEADWARP_BACKEND", "auto")
     if asked == "auto":
         best = {"cpu": "numba", "cuda": "triton"}.get(device.type, "torch")
-        if not _installed(best):
+        if not _INSTALLED[best]:
             _warn_once(f"{best} is not installed; rendering on {device.type} uses plain torch, which is much slower.")
             return "torch"
         return best
     if asked not in offered:
         raise ValueError(f"{owner}: backend must be 'auto' or one of {', '.join(offered)}, got {asked!r}.")
-    if not _installed(asked):
+    if not _INSTALLED[asked]:
         raise ValueError(f"{owner}: backend {asked!r} is not installed here; use 'auto' or install {asked}.")
     if asked == "numba" and device.type != "cpu":
         raise ValueError(f"{owner}: backend 'numba' works on CPU tensors, these are on {device}.")
     if asked == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"{owner}: backend 'triton' works on CUDA tensors, these are on {device}.")
     return asked
-
-
-@cache
-def _installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
 
 
 @cache

@@ -168,7 +168,7 @@ def scatter(  # type: ignore[no-untyped-def]
 def resolve(nearest, face_id, depth, count, PERSPECTIVE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = p < count
-    key = tl.load(nearest + p, mask=there, other=0)
+    key = tl.load(nearest + p, mask=there, other=0x7FFFFFFFFFFFFFFF)
     hit = key != 0x7FFFFFFFFFFFFFFF
     bits = (key >> 32).to(tl.int32)
     bits ^= (bits >> 31) & 0x7FFFFFFF

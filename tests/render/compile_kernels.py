@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for a GPU that need not be there; prints what ptxas says of them as JSON.
 
-    python tests/render/compile_kernels.py 90
+    python tests/render/compile_kernels.py 90 [NAME ...]
 
 A program of its own, since TRITON_INTERPRET must be off while the kernels are defined.
 """
@@ -109,4 +109,5 @@ def kernels() -> dict[str, Callable[[int], dict[str, Any]]]:
 
 if __name__ == "__main__":
     capability = int(sys.argv[1])
-    print(json.dumps({name: make(capability) for name, make in kernels().items()}))
+    wanted = sys.argv[2:]
+    print(json.dumps({name: make(capability) for name, make in kernels().items() if not wanted or name in wanted}))
