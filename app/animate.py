@@ -5,31 +5,32 @@ driving clip --track, fit--> head parameters --transfer--> target parameters --r
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from tqdm import tqdm
 
 from ..fitting.fit import VideoFitter
 from ..geom.camera import Camera
-from ..geom.head import HeadModel, HeadParams, load_head
+from ..geom.head import HeadModel, HeadParams
 from ..geom.rotation import axis_angle_to_matrix, matrix_to_euler
 from ..geom.track import FaceTrack
 from ..geom.transfer import Region, TransferOptions, transfer
 from ..media.crop import BoxSmoother, Crop
 from ..media.errors import InputError
-from ..media.files import VIDEO_SUFFIXES
+from ..media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, protect, read_error
+from ..media.image import check_picture_ending, save_image
 from ..media.sheet import side_by_side_video
-from ..media.video import VideoReader, open_writer
-from .animator import Animator, Picture, Portrait, Stage, whole_pixels
-
-MARK = {"comment": "AI-generated: a portrait animated by headwarp"}
-"""Written into every animated file."""
+from ..media.video import Frame, FramesWriter, VideoReader, VideoWriter, open_writer
+from ..media.writer import names_a_folder
+from .animator import MARK, Animator, Picture, Portrait, Stage, shared_head, whole_pixels
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class AnimateOptions:
     region: Region = "all"
     """all, pose, expression, eyes or mouth."""
     strength: float = 1.0
-    """Multiplies the motion relative to the rest frame."""
+    """Multiplies relative motion, from 0 to 3."""
     rest: str = "first"
     """Driving frame that counts as rest: first (with a face), best (most neutral and frontal), or its number."""
     smooth: float = 1.0
@@ -49,7 +50,7 @@ class AnimateOptions:
     crop_only: bool = False
     """Write the animated square without pasting it back."""
     no_crop: bool = False
-    """The source is a face crop already: the whole picture moves."""
+    """Source and driving are face crops already: no detection, the whole picture moves."""
     size: int = 512
     """Pixels of the working square, and of the result of `crop_only`."""
     max_side: int = 1920
@@ -96,24 +97,25 @@ def animate(
     Raises:
         InputError: unreadable input, no face, or the output cannot be written; nothing is left behind then.
     """
-    if not 0 <= options.strength <= 3:
-        raise InputError(f"The strength must be from 0 to 3, got {options.strength:g}.")
+    _check(options)
     if isinstance(source, Animator):
         head = source.head
-    model = load_head(head) if isinstance(head, str) else head
+    model = shared_head(head) if isinstance(head, str) else head
     motion = _Motion(Path(driving), model, options)
-    scene = _scene(source, model, options)
+    beside = _check_paths(source, motion, output, options)
+    scene = _scene(source, model, options, motion.fps)
     how = TransferOptions(relative=options.motion == "relative", region=options.region, strength=options.strength)
-    sound = motion.path if options.audio and motion.has_audio else None
     frames = asked = unseen = 0
-    rest = motion.rest()
-    size = (options.size, options.size) if options.crop_only else scene.size
+    size = (scene.stage.size, scene.stage.size) if options.crop_only else scene.size
     with (
-        open_writer(output, size, motion.fps, audio_from=sound, metadata=MARK) as writer,
-        tqdm(total=motion.count, unit="frame", desc="animate", disable=not progress, dynamic_ncols=True) as bar,
+        _writer(output, size, motion, options) as writer,
+        _bar("animate", motion.count, progress) as bar,
     ):
+        rest = motion.rest(progress)
         portraits = scene.portraits()
-        for piece in motion.pieces():
+        # A frame counts half when it is read and fitted, which happens for many at once, and half when it is written.
+        share = 0.5 if motion.reader else 1.0
+        for piece in motion.pieces(lambda: bar.update(1 - share)):
             # Before the first face is seen a frame holds that face already.
             rest = piece.params[0] if rest is None else rest
             still = scene.portrait.params if isinstance(scene, _Still) else None
@@ -125,17 +127,95 @@ def animate(
                 writer.write(scene.stage.render(portrait, target, crop_only=options.crop_only), float(piece.times[i]))
                 frames += 1
                 unseen += bool(piece.confidence[i] == 0)
-                bar.update()
+                bar.update(share)
             asked += len(piece)
             if frames < asked:  # the source video is the shorter one and ends the result
                 break
     files = [Path(output)]
-    if options.side_by_side and isinstance(source, str | Path):
-        files.append(_side_by_side(Path(source), motion.path, Path(output)))
+    if beside:
+        inputs = [Path(str(source)), motion.path, Path(output)]
+        labels = ["source", "driving", "result"]
+        side_by_side_video(inputs, beside, labels=labels, audio_from=output, metadata=MARK)
+        files.append(beside)
     problems = [*motion.problems, *scene.problems]
     if unseen:
         problems.append(f"{unseen} of {frames} driving frames show no face; the motion was carried over them.")
+    if motion.still and how.relative and options.rest == "first":
+        problems.append(
+            f"{motion.path} is one picture and so its own rest: nothing moved. "
+            "--motion absolute takes its pose and expression."
+        )
     return Animated(files, frames, problems)
+
+
+def _check(options: AnimateOptions) -> None:
+    if not 0 <= options.strength <= 3:
+        raise InputError(f"The strength must be from 0 to 3, got {options.strength:g}.")
+    if not 0 <= options.smooth <= 100:
+        raise InputError(f"The smoothing must be from 0 to 100, got {options.smooth:g}.")
+    if options.max_side < 64:
+        raise InputError(f"The longer side must be at least 64 pixels, got {options.max_side}.")
+    if options.rest not in ("first", "best") and not options.rest.isdecimal():
+        raise InputError(f"The rest frame is 'first', 'best' or a frame number, got '{options.rest}'.")
+
+
+def _check_paths(
+    source: str | Path | Picture | Animator, motion: _Motion, output: str | Path, options: AnimateOptions
+) -> Path | None:
+    """Refuses outputs that cannot be written or would destroy an input; gives the side-by-side video's path."""
+    inputs = [motion.path, *([source] if isinstance(source, str | Path) else [])]
+    folder = False
+    if motion.still and Path(output).suffix.lower() in IMAGE_SUFFIXES:
+        check_picture_ending(output)
+    else:
+        folder = names_a_folder(output)
+    protect(inputs, output)
+    if not options.side_by_side:
+        return None
+    if folder or motion.reader is None or len(inputs) < 2:
+        raise InputError("Side by side needs files as source and driving, and a video as output; no folder, no track.")
+    beside = Path(output).with_stem(f"{Path(output).stem}_concat")
+    protect(inputs, beside)
+    return beside
+
+
+def _writer(
+    output: str | Path, size: tuple[int, int], motion: _Motion, options: AnimateOptions
+) -> VideoWriter | FramesWriter | _PictureFile:
+    if motion.still and Path(output).suffix.lower() in IMAGE_SUFFIXES:
+        return _PictureFile(output)
+    sound = motion.path if options.audio and motion.has_audio else None
+    return open_writer(output, size, motion.fps, audio_from=sound, metadata=MARK)
+
+
+class _PictureFile:
+    """One frame as a picture file, with the manners of a video writer."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, image: Picture, time: float) -> None:
+        self.image = image
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            save_image(self.path, self.image, metadata=MARK)
+
+
+def _bar(what: str, count: int, show: bool) -> tqdm[Any]:
+    """A progress bar over frames on stderr; in log files it writes a line now and then."""
+    return tqdm(
+        total=count,
+        desc=what,
+        disable=not show,
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,
+        bar_format="{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total} frames [{elapsed}, {remaining} left, {rate_fmt}]",
+        unit=" frames",
+    )
 
 
 @dataclass(frozen=True)
@@ -156,10 +236,12 @@ class _Motion:
         self.reader: VideoReader | None = None
         self.track: FaceTrack | None = None
         if path.suffix.lower() == ".safetensors":
+            if fault := read_error(path):
+                raise fault
             try:
                 self.track = FaceTrack.load(path)
                 self.track.check(head)
-            except (ValueError, FileNotFoundError) as error:
+            except ValueError as error:
                 raise InputError(str(error)) from None
         else:
             self.reader = VideoReader(path, max_side=1280)
@@ -182,38 +264,63 @@ class _Motion:
         assert self.track is not None
         return self.track
 
-    def pieces(self) -> Iterator[FaceTrack]:
+    @property
+    def still(self) -> bool:
+        """Whether it is one picture."""
+        return self.reader is not None and self.reader.info.kind == "image"
+
+    def pieces(self, beat: Callable[[], object]) -> Iterator[FaceTrack]:
+        """The fitted clip, some frames at a time; `beat` is called for every frame that was read."""
         if self.reader is None:
             yield self.track_of_file
             return
-        yield from VideoFitter(
+        fitter = VideoFitter(
             head=self.head,
             fps=float(self.reader.fps),
             index=self.options.driving_face,
             smooth=self.options.smooth,
-            name=self.path.name,
-        ).run(self.reader)
+            cropped=self.options.no_crop,
+            name=str(self.path),
+        )
+        yield from fitter.run(_beating(self.reader, beat))
         self.problems = list(self.reader.problems)
+        several = fitter.tracker.faces
+        if several > 1 and self.options.driving_face == 0:
+            self.problems.append(
+                f"{self.path} shows {several} faces; the largest drives, --driving-face 1 is the next."
+            )
 
-    def steps(self) -> Generator[_Step]:
-        for piece in self.pieces():
+    def steps(self, progress: bool) -> Generator[_Step]:
+        with _bar("look for rest", self.count, progress) as bar:
+            yield from self._steps(bar.update)
+
+    def _steps(self, beat: Callable[[], object]) -> Iterator[_Step]:
+        for piece in self.pieces(beat):
             for i in range(len(piece)):
                 yield _Step(piece.params[i], float(piece.times[i]), bool(piece.confidence[i] > 0))
 
-    def rest(self) -> HeadParams | None:
+    def rest(self, progress: bool) -> HeadParams | None:
         """Parameters (B = 1) of the frame that counts as rest; None: the first one, without looking ahead."""
         wanted = self.options.rest
-        if wanted == "first":
+        if wanted == "first" or self.options.motion == "absolute":
             return None
-        if wanted == "best":
-            return min((step for step in self.steps() if step.seen), key=_restlessness).params
-        if not wanted.isdecimal():
-            raise InputError(f"The rest frame is 'first', 'best' or a frame number, got '{wanted}'.")
-        with closing(self.steps()) as steps:
+        with closing(self.steps(progress)) as steps:
+            if wanted == "best":
+                calmest = min((step for step in steps if step.seen), key=_restlessness, default=None)
+                return calmest.params if calmest else None
+            number = -1
             for number, step in enumerate(steps):
                 if number >= int(wanted) and step.seen:
                     return step.params
-        raise InputError(f"{self.path} shows no face from frame {wanted} on, so no such frame can count as rest.")
+        raise InputError(
+            f"Frame {wanted} cannot count as rest: {self.path} has {number + 1} frames, and no face from there on."
+        )
+
+
+def _beating(frames: Iterable[Frame], beat: Callable[[], object]) -> Iterator[Frame]:
+    for frame in frames:
+        yield frame
+        beat()
 
 
 def _restlessness(step: _Step) -> float:
@@ -227,10 +334,8 @@ def _restlessness(step: _Step) -> float:
 class _Still:
     """One picture, the same for every frame."""
 
-    problems: list[str] = []  # noqa: RUF012 - never filled
-
     def __init__(self, animator: Animator) -> None:
-        self.stage, self.portrait = animator.stage, animator.portrait
+        self.stage, self.portrait, self.problems = animator.stage, animator.portrait, animator.problems
 
     @property
     def size(self) -> tuple[int, int]:
@@ -242,12 +347,15 @@ class _Still:
 
 
 class _Moving:
-    """A video as source: every frame is a portrait of its own, in a square that holds still."""
+    """A video as source: every frame is a portrait of its own, in a square that holds still.
 
-    def __init__(self, path: Path, head: HeadModel, options: AnimateOptions) -> None:
+    Its frames are taken at the driving clip's rate, so that its own motion keeps its speed.
+    """
+
+    def __init__(self, path: Path, head: HeadModel, options: AnimateOptions, fps: Fraction) -> None:
         self.stage = Stage(head, size=options.size, crop=not options.no_crop)
-        self.reader = VideoReader(path, max_side=options.max_side)
-        self.options = options
+        self.reader = self._open(path, options, fps)
+        self.fps, self.options = fps, options
         self.problems: list[str] = []
 
     @property
@@ -255,18 +363,26 @@ class _Moving:
         return self.reader.size
 
     def portraits(self) -> Iterator[Portrait]:
+        path = self.reader.path
         fitter = VideoFitter(
             head=self.stage.head,
             fps=float(self.reader.fps),
             index=self.options.source_face,
             smooth=self.options.smooth,
-            name=self.reader.path.name,
+            cropped=self.options.no_crop,
+            name=str(path),
         )
         holding = BoxSmoother()
         # The fit runs ahead of the pictures by a piece; a second pass over the file keeps memory flat.
-        frames = iter(VideoReader(self.reader.path, max_side=self.options.max_side))
+        frames = iter(self._open(path, self.options, self.fps))
+        told = False
         for piece in fitter.run(self.reader):
             assert isinstance(piece.camera, Camera)
+            if fitter.tracker.faces > 1 and self.options.source_face == 0 and not told:
+                self.problems.append(
+                    f"{path} shows {fitter.tracker.faces} faces; the largest moves, --source-face 1 is the next."
+                )
+                told = True
             for i in range(len(piece)):
                 picture = next(frames).image
                 landmarks = piece.landmarks[i].numpy()
@@ -275,14 +391,21 @@ class _Moving:
                     held = holding.update(Crop(square.center, square.side, self.stage.size))
                     square = whole_pixels(held)
                 yield self.stage.prepare(picture, landmarks, piece.params[i], piece.camera, square)
-        self.problems = list(self.reader.problems)
+        self.problems += self.reader.problems
+
+    @staticmethod
+    def _open(path: Path, options: AnimateOptions, fps: Fraction) -> VideoReader:
+        reader = VideoReader(path, max_side=options.max_side)
+        return reader if reader.fps == fps else VideoReader(path, max_side=options.max_side, fps=fps)
 
 
-def _scene(source: str | Path | Picture | Animator, head: HeadModel, options: AnimateOptions) -> _Still | _Moving:
+def _scene(
+    source: str | Path | Picture | Animator, head: HeadModel, options: AnimateOptions, fps: Fraction
+) -> _Still | _Moving:
     if isinstance(source, Animator):
         return _Still(source)
     if isinstance(source, str | Path) and Path(source).suffix.lower() in VIDEO_SUFFIXES:
-        return _Moving(Path(source), head, options)
+        return _Moving(Path(source), head, options, fps)
     return _Still(
         Animator(
             source,
@@ -293,11 +416,3 @@ def _scene(source: str | Path | Picture | Animator, head: HeadModel, options: An
             max_side=options.max_side,
         )
     )
-
-
-def _side_by_side(source: Path, driving: Path, output: Path) -> Path:
-    if output.is_dir() or driving.suffix.lower() == ".safetensors":
-        raise InputError("Side by side needs a driving video and a video as output, not a folder or a saved track.")
-    path = output.with_stem(f"{output.stem}_concat")
-    side_by_side_video([source, driving, output], path, labels=["source", "driving", "result"], audio_from=output)
-    return path

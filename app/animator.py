@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..fitting.faces import check_picture, largest_face, shared_models
+from ..fitting.faces import check_picture, choose_face, face_of_crop, find_faces, shared_models
 from ..fitting.fit import fit_image
 from ..geom import arkit
 from ..geom.camera import Camera
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 Picture = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
+MARK = {"comment": "AI-generated: a portrait changed by headwarp"}
+"""Written into every file that the commands make."""
 CROP_SCALE = 2.3
 """Side of the crop in face sizes (the longer side of the landmarks' box): hair, neck and some shoulder."""
 CROP_SHIFT = 0.1
@@ -133,6 +136,8 @@ class Animator:
         crop: find the face and move a square around it; False: the whole picture is that square already.
         size: pixels of the square that the motion is computed in; the result has the picture's own resolution.
         max_side: larger files are reduced to this longer side.
+    Attributes:
+        problems: sentences about what the user may want to know, such as that there are several faces.
     Raises:
         InputError: the file cannot be read, or has no such face.
     """
@@ -147,12 +152,20 @@ class Animator:
         size: int = 512,
         max_side: int = 1920,
     ) -> None:
-        self.head = load_head(head) if isinstance(head, str) else head
+        self.head = shared_head(head) if isinstance(head, str) else head
         self.stage = Stage(self.head, size=size, crop=crop)
+        self.problems: list[str] = []
         name = "the picture" if isinstance(source, np.ndarray) else str(source)
         picture = source if isinstance(source, np.ndarray) else load_image(source, max_side=max_side)
         check_picture(picture, "Animator: source")
-        found = largest_face(picture, index=face, name=name)
+        found = face_of_crop(picture) if not crop and face == 0 else None
+        if found is None:
+            faces = find_faces(picture)
+            found = choose_face(faces, picture, index=face, name=name)
+            if len(faces) > 1 and face == 0:
+                self.problems.append(
+                    f"{name} shows {len(faces)} faces; the largest moves, --source-face 1 is the next."
+                )
         track = fit_image(picture, head=self.head, face=found, name=name)
         assert isinstance(track.camera, Camera)
         self.portrait = self.stage.prepare(picture, found.landmarks, track.params, track.camera)
@@ -225,6 +238,12 @@ class Animator:
         turn = euler_to_matrix(*(soft_limit(angle, FRONTAL_LIMIT) for angle in angles.unbind(-1)))
         target = self.portrait.params.replace(rotation=matrix_to_axis_angle(turn @ at_rest))
         return self.render(target, crop_only=crop_only)
+
+
+@cache
+def shared_head(name: str) -> HeadModel:
+    """A head by name or path, loaded once per process, and with it what is prepared for it."""
+    return load_head(name)
 
 
 def whole_pixels(crop: Crop) -> Crop:

@@ -13,18 +13,23 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
 from ..fitting.options import FitOptions
 
+if TYPE_CHECKING:
+    from .animator import Animator, Picture
+
 Source = Annotated[Path, arg(aliases=["-s"], help="Portrait, or a video to be re-animated.")]
+Portrait = Annotated[Path, arg(aliases=["-s"], help="Picture of a face.")]
 Driving = Annotated[
     Path, arg(aliases=["-d"], help="Video, folder of frames, picture, or a saved track (.safetensors).")
 ]
 Output = Annotated[Path, arg(aliases=["-o"])]
+OutputOrFolder = Annotated[str, arg(aliases=["-o"], metavar="PATH")]  # a Path would lose the closing slash
 Assignment = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")]
 
 
@@ -55,6 +60,11 @@ def _assignments(items: tuple[str, ...], flag: str) -> dict[str, float]:
     return found
 
 
+def _print_notes(problems: list[str]) -> None:
+    for problem in problems:
+        print(f"note: {problem}", file=sys.stderr)
+
+
 @dataclass
 class Animate:
     """Make the face of a portrait follow a driving video.
@@ -65,7 +75,7 @@ class Animate:
 
     source: Source
     driving: Driving
-    output: Output
+    output: OutputOrFolder
     """.mp4, .mov, .mkv, .webm or .gif; a folder (existing, or ending in /) gets PNG frames."""
     motion: Literal["relative", "absolute"] = "relative"
     """relative: the source's own pose and expression are the neutral, the driver's first face is its rest.
@@ -73,7 +83,7 @@ class Animate:
     region: Literal["all", "pose", "expression", "eyes", "mouth"] = "all"
     """Which part of the motion to transfer."""
     strength: float = 1.0
-    """Multiplies the transferred motion; 1 = as driven."""
+    """Multiplies relative motion, 0 to 3; 1 = as driven."""
     rest: str = "first"
     """Driving frame that counts as rest in relative motion: first, best (most neutral and frontal; reads the clip
     twice) or a frame number."""
@@ -82,17 +92,17 @@ class Animate:
     crop_only: bool = False
     """Write the animated face crop, without pasting it back."""
     no_crop: bool = False
-    """Source and driving are face crops already: no crop, no paste-back (the source is resized to --size)."""
+    """Source and driving are face crops already: no detection, no crop, no paste-back."""
     size: int = 512
-    """Side of the face crop in pixels: the size of --crop-only results and of the working picture."""
+    """Pixels of the square that the motion is computed in, 128 to 1024; --crop-only results have this size."""
     max_side: int = 1920
-    """The written picture is at most this large on its longer side."""
+    """Larger sources are reduced to this longer side."""
     source_face: int = 0
     """Which face of the source, 0 = largest."""
     driving_face: int = 0
     """Which face of the driving video, 0 = largest in its first frame."""
     audio: bool = True
-    """Keep the driving clip's sound."""
+    """Keep the driving clip's sound; --no-audio leaves it out."""
     side_by_side: bool = False
     """Also write OUT_concat.EXT: source, driving and result next to each other."""
 
@@ -115,19 +125,57 @@ class Animate:
             side_by_side=self.side_by_side,
         )
         done = animate(self.source, self.driving, self.output, options, progress=True)
-        for problem in done.problems:
-            print(f"note: {problem}", file=sys.stderr)
+        _print_notes(done.problems)
         for path in done.files:
             print(path)
 
 
 @dataclass
-class Edit:
+class _Still:
+    """What the commands for single pictures share."""
+
+    source: Portrait
+    output: Output
+    """A picture: .png, .jpg, .webp, .bmp or .tif."""
+    crop_only: bool = False
+    """Write the face crop instead of the whole picture."""
+    no_crop: bool = False
+    """The source is a face crop already."""
+    size: int = 512
+    """Pixels of the square that the motion is computed in, 128 to 1024; --crop-only results have this size."""
+    max_side: int = 8192
+    """Larger sources are reduced to this longer side."""
+    source_face: int = 0
+    """Which face, 0 = largest."""
+
+    def _animator(self) -> Animator:
+        from ..media.errors import InputError
+        from ..media.files import protect
+        from ..media.image import check_picture_ending
+        from .animator import Animator
+
+        check_picture_ending(self.output)
+        protect([self.source], self.output)
+        if self.max_side < 64:
+            raise InputError(f"The longer side must be at least 64 pixels, got {self.max_side}.")
+        animator = Animator(
+            self.source, size=self.size, crop=not self.no_crop, face=self.source_face, max_side=self.max_side
+        )
+        _print_notes(animator.problems)
+        return animator
+
+    def _save(self, picture: Picture) -> None:
+        from ..media.image import save_image
+        from .animator import MARK
+
+        save_image(self.output, picture, metadata=MARK)
+        print(self.output)
+
+
+@dataclass
+class Edit(_Still):
     """Change pose, expression, jaw, gaze or face shape of a portrait. All values are relative to the portrait's own."""
 
-    source: Source
-    output: Output
-    """A picture (.png, .jpg, .webp)."""
     yaw: float = 0.0
     """Degrees; positive turns the face to the person's left (right in the picture)."""
     pitch: float = 0.0
@@ -139,58 +187,33 @@ class Edit:
     gaze: str = "0,0"
     """Degrees right and down in the picture, as in 10,0."""
     expression: Assignment = ()
-    """ARKit face units and their weights, as in mouthSmileLeft=0.8 browInnerUp=0.5."""
+    """ARKit face units and their weights, as in mouthSmileLeft=0.8 browInnerUp=0.5; docs/usage.md lists the names."""
     shape: Assignment = ()
-    """Named controls of the head and values in [-1, 1], as in jaw-width=0.5; a wrong name lists them all."""
-    crop_only: bool = False
-    """Write the face crop instead of the whole picture."""
-    no_crop: bool = False
-    """The source is a face crop already."""
-    size: int = 512
-    """Side of the working face crop in pixels."""
-    source_face: int = 0
-    """Which face, 0 = largest."""
+    """Named controls of the head and values in [-1, 1], as in jaw-width=0.5; docs/usage.md lists the names."""
 
     def run(self) -> None:
-        from ..media.image import save_image
-        from .animator import Animator
-
-        animator = Animator(self.source, size=self.size, crop=not self.no_crop, face=self.source_face)
-        picture = animator.edit(
+        gaze = _pair(self.gaze, "--gaze")
+        expression = _assignments(self.expression, "--expression")
+        shape = _assignments(self.shape, "--shape")
+        picture = self._animator().edit(
             yaw=self.yaw,
             pitch=self.pitch,
             roll=self.roll,
             jaw=self.jaw,
-            gaze=_pair(self.gaze, "--gaze"),
-            expression=_assignments(self.expression, "--expression"),
-            shape=_assignments(self.shape, "--shape"),
+            gaze=gaze,
+            expression=expression,
+            shape=shape,
             crop_only=self.crop_only,
         )
-        save_image(self.output, picture)
-        print(self.output)
+        self._save(picture)
 
 
 @dataclass
-class Frontalize:
+class Frontalize(_Still):
     """Turn the face of a portrait to the camera, as far as one picture can show it."""
 
-    source: Source
-    output: Output
-    """A picture (.png, .jpg, .webp)."""
-    crop_only: bool = False
-    """Write the face crop instead of the whole picture."""
-    size: int = 512
-    """Side of the working face crop in pixels."""
-    source_face: int = 0
-    """Which face, 0 = largest."""
-
     def run(self) -> None:
-        from ..media.image import save_image
-        from .animator import Animator
-
-        animator = Animator(self.source, size=self.size, face=self.source_face)
-        save_image(self.output, animator.frontalize(crop_only=self.crop_only))
-        print(self.output)
+        self._save(self._animator().frontalize(crop_only=self.crop_only))
 
 
 @dataclass
@@ -274,6 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="headwarp",
         description="One-shot face animation driven by explicit 3D geometry.",
         args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
     # A polite kill cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .. import __version__
+
 PACKAGES = (
     "torch",
     "numpy",
@@ -46,7 +48,11 @@ class Check:
 
 def versions() -> list[tuple[str, str]]:
     """Installed packages this project stands on, as (name, version); absent ones say so."""
-    rows = [("python", platform.python_version()), ("platform", platform.platform())]
+    rows = [
+        ("headwarp", __version__),
+        ("python", platform.python_version()),
+        ("platform", platform.platform()),
+    ]
     for name in PACKAGES:
         try:
             rows.append((name, importlib.metadata.version(name)))

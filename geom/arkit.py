@@ -6,7 +6,8 @@ weights run from 0 (neutral) to 1. "Left" and "Right" are the person's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
@@ -53,6 +54,13 @@ def weights_from_names(values: Mapping[str, float]) -> Tensor:
     weights = torch.zeros(1, len(NAMES))
     for name, value in values.items():
         if name not in INDEX:
-            raise ValueError(f"'{name}' is no ARKit face unit; the 52 names are {', '.join(NAMES)}.")
+            raise ValueError(f"'{name}' is no ARKit face unit{nearest_names(name, NAMES)}")
         weights[0, INDEX[name]] = value
     return weights
+
+
+def nearest_names(wrong: str, names: Sequence[str]) -> str:
+    """The end of a sentence about a wrong name: which ones may have been meant, or all there are."""
+    folded = {name.lower(): name for name in names}
+    near = [folded[name] for name in get_close_matches(wrong.lower(), folded, n=3, cutoff=0.6)]
+    return f"; did you mean {' or '.join(near)}?" if near else f"; the names are {', '.join(names) or 'none'}."

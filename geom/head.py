@@ -322,8 +322,8 @@ class HeadModel(nn.Module):
         """(1, S) shape coefficients of named controls, each value in [-1, 1]."""
         for name, value in values.items():
             if name not in self.shape_control_names:
-                known = ", ".join(self.shape_control_names) or "none"
-                raise ValueError(f"head '{self.name}' has no shape control '{name}'; it has {known}.")
+                known = arkit.nearest_names(name, self.shape_control_names)
+                raise ValueError(f"head '{self.name}' has no shape control '{name}'{known}")
             if not -1 <= value <= 1:
                 raise ValueError(f"shape control '{name}' must be from -1 to 1, got {value}.")
         weights = self.v_template.new_tensor([[values.get(name, 0.0) for name in self.shape_control_names]])

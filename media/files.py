@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -53,6 +53,14 @@ def read_error(path: str | Path) -> InputError | None:
         return InputError(f"{path} may not be read: there is no permission; change its permissions or copy it.")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         return InputError(f"{path} cannot be read ({error}).")
+
+
+def protect(inputs: Iterable[str | Path], output: str | Path) -> None:
+    """InputError where writing `output`, a file or a folder that is replaced as a whole, would destroy an input."""
+    target = Path(os.path.realpath(output))
+    for path in inputs:
+        if Path(os.path.realpath(path)).is_relative_to(target):
+            raise InputError(f"Writing {output} would replace the input {path}; choose another name for the result.")
 
 
 def reserve(path: str | Path) -> tuple[Path, Path]:

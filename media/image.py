@@ -87,9 +87,7 @@ def save_image(path: str | Path, image: np.ndarray, *, metadata: Mapping[str, st
         ValueError: the array is not such an image.
     """
     path = Path(path)
-    if path.suffix.lower() not in _FORMATS:
-        ending = path.suffix or "nothing"
-        raise InputError(f"Cannot write {path}: pictures end in {', '.join(_FORMATS)}, not in {ending}.")
+    check_picture_ending(path)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4) or image.size == 0:
         raise ValueError(f"save_image: image must be uint8 (H, W, 3) or (H, W, 4), got {image.dtype} {image.shape}.")
     kind, options = _FORMATS[path.suffix.lower()]
@@ -98,6 +96,14 @@ def save_image(path: str | Path, image: np.ndarray, *, metadata: Mapping[str, st
     picture = Image.fromarray(np.ascontiguousarray(image))
     with atomic_write(path) as temporary:
         picture.save(temporary, kind, **options, **_describe(kind, metadata))
+
+
+def check_picture_ending(path: str | Path) -> None:
+    """InputError unless `save_image` knows the format; for callers that want to know before the work is done."""
+    path = Path(path)
+    if path.suffix.lower() not in _FORMATS:
+        ending = path.suffix or "nothing"
+        raise InputError(f"Cannot write {path}: pictures end in {', '.join(_FORMATS)}, not in {ending}.")
 
 
 def _describe(kind: str, metadata: Mapping[str, str] | None) -> dict[str, Any]:

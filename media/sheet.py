@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -104,6 +104,7 @@ def side_by_side_video(
     labels: Sequence[str] | None = None,
     height: int = 512,
     audio_from: str | Path | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Clips next to each other in one video, such as source | driving | result.
 
@@ -115,10 +116,10 @@ def side_by_side_video(
     """
     if not inputs:
         raise ValueError("side_by_side_video: needs at least one input.")
-    readers = [VideoReader(path) for path in inputs]
+    readers = [VideoReader(path, max_side=4 * height) for path in inputs]  # large photos once, not at every frame
     widths = [max(1, round(reader.size[1] * height / reader.size[0])) for reader in readers]
     size, main = (height, sum(widths)), readers[-1]
-    with open_writer(output, size, main.fps, audio_from=audio_from) as writer:
+    with open_writer(output, size, main.fps, audio_from=audio_from, metadata=metadata) as writer:
         followers = [_Follower(iter(reader)) for reader in readers[:-1]]
         for frame in main:
             images = [follower.at(frame.time) for follower in followers]

@@ -95,9 +95,7 @@ class VideoWriter(_Sink):
         """
         path = Path(path)
         self._suffix = path.suffix.lower()
-        if self._suffix not in VIDEO_ENDINGS:
-            ending = path.suffix or "nothing"
-            raise InputError(f"Cannot write {path}: videos end in {', '.join(VIDEO_ENDINGS)}, not in {ending}.")
+        _check_video_ending(path)
         if fps <= 0 or min(size) < 1:
             raise ValueError(f"VideoWriter: size and fps must be positive, got {size} and {fps}.")
         self.path, self.size = path, (int(size[0]), int(size[1]))
@@ -334,14 +332,34 @@ def open_writer(
 ) -> VideoWriter | FramesWriter:
     """The writer a path asks for: a folder (there already, or a name that ends in / or has no ending) takes PNG frames,
     a name with a video ending a video. Arguments as in `VideoWriter`; frames have no sound."""
-    text = str(path)
-    if Path(path).is_dir() or text.endswith(("/", os.sep)) or not Path(path).suffix:
+    if names_a_folder(path):
         return FramesWriter(path, metadata=metadata)
     return VideoWriter(path, size, fps, audio_from=audio_from, audio_start=audio_start, metadata=metadata)
 
 
+def names_a_folder(path: str | Path) -> bool:
+    """Whether `open_writer` writes a folder of frames there; if not, it is a video.
+
+    Raises:
+        InputError: neither; the ending is none of `VIDEO_ENDINGS`.
+    """
+    if Path(path).is_dir() or str(path).endswith(("/", os.sep)) or not Path(path).suffix:
+        return True
+    _check_video_ending(Path(path))
+    return False
+
+
 _MARK = {"Software": "headwarp"}
 _MUXER = {".m4v": "mp4", ".mkv": "matroska"}
+
+
+def _check_video_ending(path: Path) -> None:
+    if path.suffix.lower() not in VIDEO_ENDINGS:
+        ending = path.suffix or "nothing"
+        raise InputError(
+            f"Cannot write {path}: videos end in {', '.join(VIDEO_ENDINGS)}, not in {ending}; "
+            "a name that ends in / is a folder of PNG frames."
+        )
 
 
 def _codec(path: Path, suffix: str) -> tuple[str, dict[str, str]]:

@@ -188,7 +188,7 @@ def test_shape_controls(data):
     values = head.shape_from_controls({"jaw-width": -0.5})
     torch.testing.assert_close(values, torch.tensor([[-2.0, -2.5, -3.0, -3.5]]))
     assert head.shape_from_controls({}).tolist() == [[0.0] * 4]
-    with pytest.raises(ValueError, match="no shape control 'ears'; it has nose-width, jaw-width"):
+    with pytest.raises(ValueError, match="no shape control 'ears'; the names are nose-width, jaw-width"):
         head.shape_from_controls({"ears": 1.0})
     with pytest.raises(ValueError, match="from -1 to 1, got 2"):
         head.shape_from_controls({"jaw-width": 2})
