@@ -145,16 +145,26 @@ def hum(show: Performance) -> np.ndarray:
     return (0.30 * 32767 * sound / np.abs(sound).max()).astype(np.int16)
 
 
-def make_clip(folder: Path, size: int) -> None:
-    """driving.mp4 and driving.safetensors."""
+def driver(size: int) -> tuple[HeadModel, Performance, HeadParams, Camera]:
+    """Head, performance, parameters and camera of the clip."""
     head, show = load_head(), perform()
+    params = show.params(head, sample_identity(DRIVER[0], head), resting_place())
+    return head, show, params, Camera.portrait((size, size), field_of_view=FIELD_OF_VIEW)
+
+
+def make_truth(folder: Path, size: int) -> None:
+    """driving.safetensors"""
+    head, show, params, camera = driver(size)
+    truth(head, params, camera, show, size).save(folder / "driving.safetensors")
+
+
+def make_clip(folder: Path, size: int) -> None:
+    """driving.mp4"""
+    head, show, params, camera = driver(size)
     seed, style = DRIVER
     look = sample_appearance(seed, head, resolution=size, style=style)
     # Little noise: it would take most of the clip's bytes.
     look = replace(look, backdrop=paint_backdrop(np.random.default_rng(WALLS[0]), "wall"), noise=0.0015)
-    params = show.params(head, sample_identity(seed, head), resting_place())
-    camera = Camera.portrait((size, size), field_of_view=FIELD_OF_VIEW)
-    truth(head, params, camera, show, size).save(folder / "driving.safetensors")
     with tempfile.TemporaryDirectory() as temporary:
         sound = Path(temporary) / "hum.wav"
         with wave.open(os.fspath(sound), "wb") as file:
@@ -188,17 +198,19 @@ def to_bytes(image: torch.Tensor) -> np.ndarray:
     return (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
 
 
+MAKERS = {"truth": make_truth, "clip": make_clip, "portrait": make_portrait}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "examples")
     parser.add_argument("--size", type=int, default=512, help="pixels along each side")
-    parser.add_argument("--only", choices=("clip", "portrait"))
+    parser.add_argument("--only", choices=MAKERS, help="truth: after the head's landmarks have changed")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    if arguments.only != "portrait":
-        make_clip(arguments.output, arguments.size)
-    if arguments.only != "clip":
-        make_portrait(arguments.output, arguments.size)
+    for name, make in MAKERS.items():
+        if arguments.only in (None, name):
+            make(arguments.output, arguments.size)
 
 
 if __name__ == "__main__":
