@@ -174,13 +174,8 @@ def anchors(
     match(EYE_UPPER, upper)
     match(EYE_LOWER, lower)
 
-    # Seam of the lips, right half: the line from the corner to the middle tells the upper lip from the lower one.
-    seam = vertices[mouth_seam]
-    seam = seam[seam[:, 0] <= 1e-9]
-    corner = seam[np.argmin(seam[:, 0])]
-    line = corner[1] + (seam[:, 0] - corner[0]) / -corner[0] * (seam[seam[:, 0] > -1e-9][:, 1].mean() - corner[1])
-    for chain, half in ((LIP_INNER_UPPER, seam[:, 1] >= line), (LIP_INNER_LOWER, seam[:, 1] <= line)):
-        points = seam[half | (seam[:, 0] == corner[0])]
+    for chain, half in zip((LIP_INNER_UPPER, LIP_INNER_LOWER), split_seam(vertices, faces, mouth_seam), strict=True):
+        points = vertices[half]
         match(chain, points[np.argsort(points[:, 0])])
 
     edge = contour_crossings(vertices, faces, lips, 0.5)
@@ -223,6 +218,25 @@ def thin_out(chain: FloatArray) -> FloatArray:
         if np.linalg.norm(point - kept[-1]) > 3e-4:
             kept.append(point)
     return np.array(kept)
+
+
+def split_seam(vertices: FloatArray, skin_faces: IntArray, mouth_seam: IntArray) -> tuple[IntArray, IntArray]:
+    """Vertices of the seam's right half on the upper and on the lower lip, corner in both.
+
+    Walks along the open edge of the skin: heights do not tell, the lower lip stands higher in places.
+    """
+    sides = np.sort(skin_faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
+    edges, uses = np.unique(sides, axis=0, return_counts=True)
+    edges = edges[(uses == 1) & np.isin(edges, mouth_seam).all(1) & (vertices[edges, 0] <= 1e-9).all(1)]
+    middle = np.unique(edges)[np.abs(vertices[np.unique(edges), 0]) < 1e-9]
+    low, high = middle[np.argsort(vertices[middle, 1])]
+    walk = [high]
+    while walk[-1] != low:
+        touching = edges[(edges == walk[-1]).any(1)].ravel()
+        walk.append(next(v for v in touching if v not in walk[-2:]))
+    loop = np.array(walk)
+    corner = int(np.argmin(vertices[loop, 0]))
+    return loop[: corner + 1], loop[corner:][::-1]
 
 
 def similarity(sources: FloatArray, targets: FloatArray) -> tuple[float, FloatArray, FloatArray]:
@@ -293,6 +307,12 @@ def register_landmarks(
     sided = right[~middle[right]]
     triangle, barycentric = np.zeros(len(canonical), dtype=np.int64), np.zeros((len(canonical), 3))
     triangle[sided], barycentric[sided] = settle(*nearest(placed[sided], vertices, faces, half), faces, half)
+    # Closed lips touch: a point on one of them is as near to the other, which moves with the jaw.
+    seam = split_seam(vertices, faces[skin], mouth_seam)
+    for chain, other in ((LIP_INNER_UPPER, seam[1]), (LIP_INNER_LOWER, seam[0])):
+        points = np.array(chain[1:-1])
+        own = half[~np.isin(faces[half], other).any(1)]
+        triangle[points], barycentric[points] = settle(*nearest(placed[points], vertices, faces, own), faces, own)
     triangle[middle], barycentric[middle] = settle(
         *nearest_in_middle(placed[middle], vertices, faces, half), faces, half
     )

@@ -301,6 +301,20 @@ def contour_at(head: HeadModel, degrees: float) -> np.ndarray:
     return head.contour.points(head.v_template[None], turn, torch.zeros(1, 3))[0].numpy()
 
 
+def test_each_lip_keeps_its_landmarks_when_the_jaw_opens(head: HeadModel) -> None:
+    """Closed lips touch: a landmark that sits on the wrong one goes the wrong way."""
+    embedding = head.embeddings["mediapipe"]
+    place = {int(index): row for row, index in enumerate(embedding.indices)}
+    closed = HeadParams.zeros(head)
+    opened = closed.replace(**head.arkit(arkit.weights_from_names({"jawOpen": 1.0})))
+    drop = (embedding.points(head(opened)) - embedding.points(head(closed)))[0, :, 1]
+    upper, lower = ([float(drop[place[i]]) for i in chain] for chain in ((191, 80, 81, 82, 13), (95, 88, 178, 87, 14)))
+    assert upper == sorted(upper)  # from the corner, which follows the jaw half, to the middle, which stays
+    assert lower == sorted(lower, reverse=True)
+    assert upper[-1] > -0.002
+    assert lower[-1] < -0.025
+
+
 def test_contour_runs_from_ear_to_ear_and_slides_with_yaw(head: HeadModel) -> None:
     frontal = contour_at(head, 0)
     assert frontal[0, 0] < -0.06
