@@ -1,0 +1,1 @@
+"""Published networks, one file per method, under the names of their official checkpoints."""
