@@ -71,7 +71,7 @@ class SolveWeights:
     """Residual, relative to the eye distance, at which a landmark's weight has fallen to one half."""
     contour: float = 0.1
     """Weight of landmarks of the face contour."""
-    units: float = 0.25
+    units: float = 0.2
     """Of expression unknowns around the face units."""
     bound: float = 0.03
     """Of expression weights outside of [0, 1]."""
@@ -742,12 +742,15 @@ class Solver:
             neck=torch.zeros(frames, 3),
             jaw=matrix_to_axis_angle(torch.from_numpy(state.jaw)).float(),
             eyes=torch.cat([eyes, eyes], 1),
-            eyelids=tensor(np.clip(state.eyelids, 0, 1)),
+            eyelids=tensor(np.clip(state.eyelids / (1 if self.reading is None else _LIDS_READ_SHUT), 0, 1)),
             translation=tensor(state.translation),
         )
 
 
 _EYE_CORNERS = [*LEFT_EYE_CORNERS, *RIGHT_EYE_CORNERS]
+_LIDS_READ_SHUT = 0.75
+"""Where the solved eyelids end when the eyes are shut: the lids' landmarks and the blink unit saturate before. Against
+renders the rest is linear: 0.2 is read as 0.15, 0.6 as 0.5, 0.8 as 0.7."""
 _UNIT_FLOOR = np.array([0.25 if name.startswith("eyeSquint") else 0.0 for name in arkit.NAMES])
 """(52,) what the face-unit model reads off relaxed faces; of the clips looked at, only squinting stood out."""
 _CROSS = np.array(
