@@ -176,13 +176,14 @@ def _reconstructor(cls: Any, base: Any = None, state: Any = None) -> Any:
 
 
 def _tensor(storage: NDArray[Any], offset: int, size: Iterable[int], stride: Iterable[int], *rest: Any) -> NDArray[Any]:
-    """`torch._utils._rebuild_tensor_v2`, for contiguous tensors."""
+    """`torch._utils._rebuild_tensor_v2`: a part of a storage, every place checked by numpy's own indexing."""
     size, stride = tuple(size), tuple(stride)
-    count = math.prod(size)
-    steps = tuple(math.prod(size[i + 1 :]) for i in range(len(size)))
-    if stride != steps or offset < 0 or offset + count > len(storage):
-        raise ValueError("a torch tensor that is not contiguous")
-    return storage[offset : offset + count].reshape(size)
+    if len(size) != len(stride) or min((offset, *size, *stride)) < 0 or math.prod(size) > len(storage):
+        raise ValueError("a torch tensor that does not fit its storage")
+    places = np.array(offset)
+    for count, step in zip(size, stride, strict=True):
+        places = places[..., None] + step * np.arange(count)
+    return storage[places]
 
 
 def _storage(data: bytes) -> NDArray[Any]:

@@ -126,8 +126,12 @@ def _dictionaries(path: Path) -> list[Mapping[str, Any]]:
             content = read_npy(path)
         case ".mat":
             from scipy.io import loadmat
+            from scipy.io.matlab import MatReadError
 
-            content = loadmat(path)
+            try:
+                content = loadmat(path)
+            except MatReadError as error:
+                raise InputError(f"{path} is no MATLAB file that can be read ({error}).") from None
         case _:
             raise InputError(f"{path}: dictionaries of codes are .pkl, .mat or .npy files, got '{path.suffix}'.")
     if isinstance(content, np.ndarray) and content.dtype == object:

@@ -50,9 +50,10 @@ def write(track: FaceTrack, path: Path, head: HeadModel) -> None:
             "NORMAL": file.add(normals, target=34962),
         },
         "indices": file.add(head.faces.numpy().astype(np.uint32).reshape(-1, 1), target=34963),
-        "targets": [{"POSITION": file.add(target, bounds=True, target=34962)} for target in targets],
         "material": 0,
     }
+    if len(targets):  # glTF allows no empty list
+        primitive["targets"] = [{"POSITION": file.add(target, bounds=True, target=_VERTICES)} for target in targets]
     names = [f"motion_{k:02d}" for k in range(len(targets))]
     mesh = {"name": head.name, "primitives": [primitive], "extras": {"targetNames": names}}
     if len(targets):
@@ -119,7 +120,7 @@ def morph_targets(params: HeadParams, head: HeadModel) -> tuple[Floats, Floats, 
             weights[start : start + 64] = piece.reshape(len(piece), -1) @ directions.T
     scale = np.abs(weights).max(0, initial=0)
     scale[scale == 0] = 1
-    targets = (directions * scale[:, None]).reshape(count, -1, 3)
+    targets = (directions * scale[:, None]).reshape(count, *base.shape)
     return base.astype(np.float32), targets.astype(np.float32), (weights / scale).astype(np.float32)
 
 
