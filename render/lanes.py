@@ -262,6 +262,26 @@ def total(typingctx, value):  # type: ignore[no-untyped-def]
     return value.dtype(value), codegen
 
 
+@njit
+def fill(array, begin, end, value):  # type: ignore[no-untyped-def]
+    """array[begin:end] = value; numba takes seconds to compile that line."""
+    whole = end - (end - begin) % WIDTH
+    for at in range(begin, whole, WIDTH):
+        store(array, at, splat(value))
+    for at in range(whole, end):
+        put(array, at, value)
+
+
+@njit
+def copy(source, start, target, to, count):  # type: ignore[no-untyped-def]
+    """target[to : to + count] = source[start : start + count]."""
+    whole = count - count % WIDTH
+    for at in range(0, whole, WIDTH):
+        store(target, to + at, load(source, start + at))
+    for at in range(whole, count):
+        put(target, to + at, get(source, start + at))
+
+
 def _define(symbol: Callable[..., Any], floats: str, integers: str, comparison: str = "") -> None:
     """Makes a Python operator work on lanes and scalars of their kind; `floats` and `integers` name builder methods."""
 

@@ -12,7 +12,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .. import threads as _threads
-from ..lanes import WIDTH, get, kernel, load, put, ramp, select, splat, store, total
+from ..lanes import WIDTH, copy, fill, get, kernel, load, put, ramp, select, splat, store, total
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -136,7 +136,11 @@ def barycentrics(
 
     def fill(b: int, top: int, bottom: int) -> None:
         flat = vertices[b].reshape(-1), faces.reshape(-1)
-        bad.append(_barycentrics(face_id[b].reshape(-1), *flat, perspective, (height, width), top, bottom, weights[b]))
+        bad.append(
+            _barycentrics(
+                face_id[b].reshape(-1), *flat, perspective, (height, width), top, bottom, weights[b].reshape(-1)
+            )
+        )
 
     _threads.run(fill, _threads.bands(batch, height, threads), threads)
     _complain(bad)
@@ -154,6 +158,13 @@ def _complain(bad: list[bool]) -> None:
             "interpolate: the fragments name triangles, or the triangles vertices, that are not there; pass the "
             "vertices and faces that were rasterised."
         )
+
+
+@njit(error_model="numpy")
+def _blank(count, value):  # type: ignore[no-untyped-def]
+    array = np.empty(count, np.float32)
+    fill(array, 0, count, value)
+    return array
 
 
 @njit(error_model="numpy")
@@ -237,7 +248,7 @@ def _interpolate(  # type: ignore[no-untyped-def]
     """Rows top ... bottom - 1 of one image; returns whether an id was out of range."""
     width = size[1]
     n = -(-width // WIDTH) * WIDTH
-    corners, weights = np.ones(9 * n, np.float32), np.empty(3 * n, np.float32)
+    corners, weights = _blank(9 * n, _ONE), np.empty(3 * n, np.float32)
     stride = -(-channels // WIDTH) * WIDTH
     whole = stride == channels
     line = image if whole else np.empty(width * channels + WIDTH, np.float32)
@@ -260,7 +271,7 @@ def _interpolate(  # type: ignore[no-untyped-def]
                     store(line, at + c, splat(background))
             at += channels
         if not whole:
-            image[start * channels : (start + width) * channels] = line[: width * channels]
+            copy(line, 0, image, start * channels, width * channels)
     return False
 
 
@@ -271,15 +282,15 @@ def _backward(  # type: ignore[no-untyped-def]
     """Adds the gradients of rows first, first + step, ...; empty arrays are left out."""
     height, width = size
     n = -(-width // WIDTH) * WIDTH
-    corners, weights = np.ones(9 * n, np.float32), np.empty(3 * n, np.float32)
+    corners, weights = _blank(9 * n, _ONE), np.empty(3 * n, np.float32)
     stride = -(-channels // WIDTH) * WIDTH
-    line = np.zeros(width * channels + WIDTH, np.float32)
+    line = _blank(width * channels + WIDTH, _ZERO)
     for row in range(first, height, step):
         start = row * width
         if _gather(vertices, faces, face_id, start, width, perspective, corners):
             return True
         _weigh(corners, row, size, perspective, weights)
-        line[: width * channels] = grad[start * channels : (start + width) * channels]
+        copy(grad, start * channels, line, 0, width * channels)
         for column in range(width):
             f = np.intp(get(face_id, start + column))
             if f < 0:
@@ -362,18 +373,18 @@ def _gate(d, m, turned):  # type: ignore[no-untyped-def]
     return select(m > _ZERO, select(turned, _ZERO - d, d), splat(_ZERO))
 
 
-@kernel("b1(i4[::1],f4[::1],i4[::1],b1,UniTuple(i8,2),i8,i8,f4[:,:,::1])")
+@kernel("b1(i4[::1],f4[::1],i4[::1],b1,UniTuple(i8,2),i8,i8,f4[::1])")
 def _barycentrics(face_id, vertices, faces, perspective, size, top, bottom, image):  # type: ignore[no-untyped-def]
     """Rows top ... bottom - 1 of one image of weights; returns whether an id was out of range."""
     width = size[1]
     n = -(-width // WIDTH) * WIDTH
-    corners, weights = np.ones(9 * n, np.float32), np.empty(3 * n, np.float32)
+    corners, weights = _blank(9 * n, _ONE), np.empty(3 * n, np.float32)
     for row in range(top, bottom):
         if _gather(vertices, faces, face_id, row * width, width, perspective, corners):
             return True
         _weigh(corners, row, size, perspective, weights)
         for column in range(width):
-            shown = face_id[row * width + column] >= 0
+            at = row * width + column
             for k in range(3):
-                image[row, column, k] = weights[k * n + column] if shown else _ZERO
+                put(image, 3 * at + k, get(weights, k * n + column) if get(face_id, at) >= 0 else _ZERO)
     return False

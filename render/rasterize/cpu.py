@@ -10,11 +10,13 @@ float64; products of their differences stay below 2^51 and are exact.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import threads as _threads
-from ..lanes import WIDTH, get, kernel, load, narrow, ramp, select, splat, store
+from ..lanes import WIDTH, fill, get, kernel, load, narrow, put, ramp, select, splat, store
 from .reference import FAR, LIMIT, NEAR, STEPS
 
 _STEPS, _HALF = float(STEPS), float(STEPS // 2)
@@ -55,7 +57,9 @@ def rasterize(
 
     def draw(b: int, top: int, bottom: int) -> None:
         flat = ids[b].reshape(-1), depths[b].reshape(-1)
-        bad.append(_draw(vertices[b], faces.reshape(-1), cull, perspective, (height, width), top, bottom, *flat))
+        bad.append(
+            _draw(vertices[b].reshape(-1), faces.reshape(-1), cull, perspective, (height, width), top, bottom, *flat)
+        )
 
     _threads.run(draw, pieces, threads)
     if any(bad):
@@ -64,25 +68,27 @@ def rasterize(
         face_id[:], depth[:] = ids[:, :, :width], depths[:, :, :width]
 
 
-@kernel("b1(f4[:,::1],i4[::1],b1,b1,UniTuple(i8,2),i8,i8,i4[::1],f4[::1])")
+@kernel("b1(f4[::1],i4[::1],b1,b1,UniTuple(i8,2),i8,i8,i4[::1],f4[::1])")
 def _draw(vertices, faces, cull, perspective, size, top, bottom, face_id, depth):  # type: ignore[no-untyped-def]
     """Rows top ... bottom - 1 of one mesh; returns whether a face named a vertex that is not there."""
     height, width = size
     stride = max(width, WIDTH)
-    n = len(vertices)
+    n = len(vertices) // 3
     xs, ys, ss = np.empty(n), np.empty(n), np.empty(n, np.float32)
     one, half = np.float32(1), np.float32(0.5)
     scale_x, scale_y = np.float32(width * _HALF), np.float32(height * _HALF)
     for v in range(n):
-        x = np.floor((vertices[v, 0] + one) * scale_x + half)
-        y = np.floor((vertices[v, 1] + one) * scale_y + half)
-        z = vertices[v, 2]
+        # From 2^23 on float32 has whole numbers only, so that the limit may be looked at before rounding down.
+        x = (get(vertices, 3 * v) + one) * scale_x + half
+        y = (get(vertices, 3 * v + 1) + one) * scale_y + half
+        z = get(vertices, 3 * v + 2)
         good = abs(x) < LIMIT and abs(y) < LIMIT and z > NEAR and z < FAR
-        xs[v] = x if good else np.nan  # makes the areas NaN, which are neither above nor below 0
-        ys[v] = y
-        ss[v] = -one / z if perspective else z
-    face_id[top * stride : bottom * stride] = -1
-    depth[top * stride : bottom * stride] = np.inf
+        # NaN makes areas NaN, which are neither above nor below 0.
+        put(xs, v, float(math.floor(x)) if good else math.nan)
+        put(ys, v, float(math.floor(y)) if good else math.nan)
+        put(ss, v, -one / z if perspective else z)
+    fill(face_id, top * stride, bottom * stride, np.int32(-1))
+    fill(depth, top * stride, bottom * stride, np.float32(np.inf))
 
     columns = ramp(0.0) * _STEPS
     for f in range(len(faces) // 3):
@@ -97,10 +103,10 @@ def _draw(vertices, faces, cull, perspective, size, top, bottom, face_id, depth)
         elif cull or not area > 0:
             continue
         x1, y1, x2, y2 = get(xs, j), get(ys, j), get(xs, k), get(ys, k)
-        left = max(int(np.ceil((min(x0, x1, x2) - _HALF) * (1 / _STEPS))), 0)
-        right = min(int(np.floor((max(x0, x1, x2) - _HALF) * (1 / _STEPS))) + 1, width)
-        first = max(int(np.ceil((min(y0, y1, y2) - _HALF) * (1 / _STEPS))), top)
-        last = min(int(np.floor((max(y0, y1, y2) - _HALF) * (1 / _STEPS))) + 1, bottom)
+        left = max(math.ceil((min(x0, x1, x2) - _HALF) * (1 / _STEPS)), 0)
+        right = min(math.floor((max(x0, x1, x2) - _HALF) * (1 / _STEPS)) + 1, width)
+        first = max(math.ceil((min(y0, y1, y2) - _HALF) * (1 / _STEPS)), top)
+        last = min(math.floor((max(y0, y1, y2) - _HALF) * (1 / _STEPS)) + 1, bottom)
         if left >= right or first >= last:
             continue
 

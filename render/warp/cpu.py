@@ -13,7 +13,23 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .. import threads as _threads
-from ..lanes import WIDTH, add_product, get, kernel, load, put, ramp, select, splat, store, total, truncate, widen
+from ..lanes import (
+    WIDTH,
+    add_product,
+    copy,
+    fill,
+    get,
+    kernel,
+    load,
+    put,
+    ramp,
+    select,
+    splat,
+    store,
+    total,
+    truncate,
+    widen,
+)
 from .reference import Axis, displacement_axis
 
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
@@ -116,7 +132,14 @@ def _flat(pixels: NDArray[Any]) -> tuple[NDArray[Any], tuple[int, ...]]:
 
 
 @njit(error_model="numpy")
-def _resize(field, strides, shape, plane, size, row, line):  # type: ignore[no-untyped-def]
+def _blank(count):  # type: ignore[no-untyped-def]
+    array = np.empty(count, np.float32)
+    fill(array, 0, count, _ZERO)
+    return array
+
+
+@njit(error_model="numpy")
+def _resize(field, strides, shape, plane, size, row, line, to):  # type: ignore[no-untyped-def]
     """One row of one plane of the field at the size of the features."""
     height, width = size[0], size[1]
     rows, columns = shape
@@ -124,7 +147,7 @@ def _resize(field, strides, shape, plane, size, row, line):  # type: ignore[no-u
     if rows == height and columns == width:
         at += row * strides[0]
         for column in range(width):
-            put(line, column, get(field, at + column * strides[1]))
+            put(line, to + column, get(field, at + column * strides[1]))
         return
     v = (np.float32(row) + _HALF) * (np.float32(rows) / np.float32(height)) - _HALF
     v = min(max(v, _ZERO), np.float32(rows - 1))
@@ -141,7 +164,7 @@ def _resize(field, strides, shape, plane, size, row, line):  # type: ignore[no-u
         left *= strides[1]
         upper = get(field, above + left) * (_ONE - u) + get(field, above + right) * u
         lower = get(field, below + left) * (_ONE - u) + get(field, below + right) * u
-        put(line, column, upper * (_ONE - v) + lower * v)
+        put(line, to + column, upper * (_ONE - v) + lower * v)
 
 
 @njit(error_model="numpy")
@@ -181,8 +204,8 @@ def _locate(  # type: ignore[no-untyped-def]
     bottom left and bottom right pixels; slopes: their derivatives by the field's x, then by its y, unless empty.
     """
     n = len(corners)
-    _resize(field, strides, shape, 0, size, row, lines[:n])
-    _resize(field, strides, shape, 1, size, row, lines[n:])
+    _resize(field, strides, shape, 0, size, row, lines, 0)
+    _resize(field, strides, shape, 1, size, row, lines, n)
     base_x, offset_x, scale_x, base_y, offset_y, scale_y = axes
     start_y = base_y * np.float32(row) + offset_y
     for column in range(0, size[1], WIDTH):
@@ -219,8 +242,9 @@ def _warp(  # type: ignore[no-untyped-def]
     width, channels = size[1], size[2]
     n = -(-width // WIDTH) * WIDTH
     across, down = _steps(size, pixel)
-    lines, corners, weights = np.zeros(2 * n, np.float32), np.empty(n, np.int32), np.empty(4 * n, np.float32)
+    lines, corners, weights = _blank(2 * n), np.empty(n, np.int32), np.empty(4 * n, np.float32)
     none = np.empty(0, np.float32)
+    line = np.empty(width * channels + WIDTH if channels < WIDTH else 0, image.dtype)
     for row in range(top, bottom):
         _locate(field, strides, shape, axes, zeros, size, pixel, row, lines, corners, weights, none)
         at = row * target[0]
@@ -235,11 +259,22 @@ def _warp(  # type: ignore[no-untyped-def]
                     value = add_product(load(features, a + k) * wa, load(features, b + k), wb)
                     value = add_product(value, load(features, c + k), wc)
                     store(image, at + k, add_product(value, load(features, d + k), wd))
+            elif d + WIDTH <= len(features):
+                # All channels and some of the next pixels', which are written over in their turn.
+                value = add_product(load(features, a) * wa, load(features, b), wb)
+                value = add_product(value, load(features, c), wc)
+                store(line, column * channels, add_product(value, load(features, d), wd))
             else:
                 for k in range(channels):
                     value = get(features, a + k) * wa + get(features, b + k) * wb
-                    put(image, at + k, value + get(features, c + k) * wc + get(features, d + k) * wd)
+                    value += get(features, c + k) * wc + get(features, d + k) * wd
+                    put(line, column * channels + k, value)
             at += target[1]
+        if channels < WIDTH and target[1] == channels:
+            copy(line, 0, image, row * target[0], width * channels)
+        elif channels < WIDTH:
+            for column in range(width):
+                copy(line, column * channels, image, row * target[0] + column * target[1], channels)
 
 
 def _backward(  # type: ignore[no-untyped-def]
@@ -269,7 +304,7 @@ def _backward(  # type: ignore[no-untyped-def]
     across, down = _steps(size, pixel)
     own, limit = base * pixel[0], strip[1] * pixel[0]
     other = strip[0] * pixel[0]
-    lines, corners, weights = np.zeros(2 * n, np.float32), np.empty(n, np.int32), np.empty(4 * n, np.float32)
+    lines, corners, weights = _blank(2 * n), np.empty(n, np.int32), np.empty(4 * n, np.float32)
     slopes = np.empty(8 * n, np.float32)
     for row in range(top, bottom):
         _locate(field, strides, shape, axes, zeros, size, pixel, row, lines, corners, weights, slopes)
@@ -328,17 +363,17 @@ def _backward(  # type: ignore[no-untyped-def]
 def _extent(field, strides, shape, axes, zeros, size, top, bottom):  # type: ignore[no-untyped-def]
     """First and last row of the features that rows top ... bottom - 1 of the output take something from."""
     height, width = size[0], size[1]
-    line = np.zeros(-(-width // WIDTH) * WIDTH, np.float32)
+    line = _blank(-(-width // WIDTH) * WIDTH)
     rows = np.empty(WIDTH, np.int32)
     first, last = height, 0
     for row in range(top, bottom):
-        _resize(field, strides, shape, 1, size, row, line)
+        _resize(field, strides, shape, 1, size, row, line, 0)
         start = axes[3] * np.float32(row) + axes[4]
         for column in range(0, width, WIDTH):
             upper, _, _, _, _ = _corners(load(line, column) * axes[5] + start, height, zeros)
             store(rows, 0, upper)
             for k in range(min(WIDTH, width - column)):
-                first, last = min(first, rows[k]), max(last, rows[k])
+                first, last = min(first, np.intp(get(rows, k))), max(last, np.intp(get(rows, k)))
     return first, min(last + 1, height - 1)
 
 
