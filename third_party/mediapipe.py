@@ -49,8 +49,8 @@ FACE_CONTOUR = (
     *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
     *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
 )
-"""The oval around the face, from the top of the forehead over the person's left cheek to the chin and back. These points
-follow the outline in the picture, not a place of the skin."""
+"""The oval around the face, from the top of the forehead over the person's left cheek to the chin and back. These
+points follow the outline in the picture, not a place of the skin."""
 INNER_LIPS = (13, 14)
 """Middle of the upper and of the lower lip's inner edge."""
 EYELIDS = ((386, 374), (159, 145))
