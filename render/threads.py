@@ -15,6 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
+MIN_ROWS = 16
+"""Rows of a picture that are worth a piece of work of their own."""
+
 _pool: ThreadPoolExecutor | None = None
 _pool_owner = -1  # process id: threads do not survive a fork
 _lock = threading.Lock()
@@ -61,7 +64,8 @@ def _executor() -> ThreadPoolExecutor:
 
 
 def bands(batch: int, rows: int, threads: int) -> list[tuple[int, int, int]]:
-    """Cuts a batch of pictures into pieces (item, first row, row after the last), a few per thread to even them out."""
-    parts = 1 if threads == 1 else min(max(-(-4 * threads // max(batch, 1)), 1), rows)
+    """Cuts a batch of pictures into pieces (item, first row, row after the last): a few per thread, to even them out,
+    but none below MIN_ROWS."""
+    parts = 1 if threads == 1 else max(min(-(-4 * threads // max(batch, 1)), rows // MIN_ROWS), 1)
     edges = [rows * k // parts for k in range(parts + 1)]
     return [(b, top, bottom) for b in range(batch) for top, bottom in pairwise(edges)]

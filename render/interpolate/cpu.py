@@ -148,8 +148,12 @@ def barycentrics(
 
 def _pad(attributes: NDArray[np.float32]) -> NDArray[np.float32]:
     """The same with zero channels appended up to a multiple of WIDTH."""
-    missing = -attributes.shape[2] % WIDTH
-    return np.pad(attributes, ((0, 0), (0, 0), (0, missing))) if missing else attributes
+    sets, count, channels = attributes.shape
+    if channels % WIDTH == 0:
+        return attributes
+    padded = np.zeros((sets, count, -(-channels // WIDTH) * WIDTH), np.float32)
+    padded[..., :channels] = attributes
+    return padded
 
 
 def _complain(bad: list[bool]) -> None:

@@ -58,12 +58,12 @@ def warp(
     batch, height, width, channels = features.shape
     x, y = axes or (displacement_axis(width), displacement_axis(height))
     forward = _FORWARD[features.dtype]
+    size, shape, meaning = (height, width, channels), field.shape[1:3], (*x, *y)
+    flat = [(_flat(f), _flat(d), _flat(i)) for f, d, i in zip(features, field, image, strict=True)]
 
     def fill(b: int, top: int, bottom: int) -> None:
-        forward(
-            *_flat(features[b]), *_flat(field[b]), field.shape[1:3], (*x, *y), zeros, *_flat(image[b]),
-            (height, width, channels), top, bottom,
-        )  # fmt: skip
+        pixels, vectors, target = flat[b]
+        forward(*pixels, *vectors, shape, meaning, zeros, *target, size, top, bottom)
 
     _threads.run(fill, _threads.bands(batch, height, threads), threads)
 
@@ -89,12 +89,12 @@ def warp_backward(
     n_bands = min(max(4 // max(batch, 1), 1), height)
     edges = [height * k // n_bands for k in range(n_bands + 1)]
     pieces = [(b, k) for b in range(batch) for k in range(n_bands)]
-    size, meaning = (height, width, channels), (*axes[0], *axes[1])
+    size, shape, meaning = (height, width, channels), field.shape[1:3], (*axes[0], *axes[1])
+    flat = [(_flat(g), _flat(f), _flat(d)) for g, f, d in zip(grad, features, field, strict=True)]
     touched = np.zeros((batch, n_bands, 2), np.int64)
 
     def measure(b: int, k: int) -> None:
-        source = *_flat(field[b]), field.shape[1:3]
-        touched[b, k] = _extent(*source, meaning, zeros, size, edges[k], edges[k + 1])
+        touched[b, k] = _extent(*flat[b][2], shape, meaning, zeros, size, edges[k], edges[k + 1])
 
     if n_bands > 1:
         _threads.run(measure, pieces, threads)
@@ -111,8 +111,9 @@ def warp_backward(
 
     def fill(b: int, k: int) -> None:
         strip = int(ends[b, k] - rows[b, k] - first[b, k]), int(shared[b, k]) + 1
+        source, pixels, vectors = flat[b]
         backward(
-            *_flat(grad[b]), *_flat(features[b]), *_flat(field[b]), field.shape[1:3], meaning, zeros,
+            *source, *pixels, *vectors, shape, meaning, zeros,
             buffer.reshape(-1), b * height, strip, d_field[b].reshape(-1), size, edges[k], edges[k + 1],
         )  # fmt: skip
 
@@ -127,6 +128,9 @@ def warp_backward(
 def _flat(pixels: NDArray[Any]) -> tuple[NDArray[Any], tuple[int, ...]]:
     """One picture (H, W, C) as all the memory it spans, and its strides in entries."""
     strides = tuple(s // pixels.itemsize for s in pixels.strides)
+    dense = pixels.transpose(sorted(range(3), key=strides.__getitem__, reverse=True))
+    if dense.flags.c_contiguous:  # in some order of the axes; the general way below takes longer than a small warp
+        return dense.reshape(-1), strides
     span = 1 + sum(s * (n - 1) for s, n in zip(strides, pixels.shape, strict=True))
     return np.lib.stride_tricks.as_strided(pixels, (span,), (pixels.itemsize,)), strides
 
