@@ -239,6 +239,35 @@ class Fit:
 
 
 @dataclass
+class ConvertTrack:
+    """Convert a face track to the file of another program, or back.
+
+    Reads and writes: deca, emoca, smirk (.pkl, .mat, .npy), vhap (.npz), frame (folder of metrical-tracker), nerf
+    (folder with transforms.json), arkit-csv. Only writes: glb (animated, for Blender), obj, ply (folders of meshes).
+    One side is a track (.safetensors).
+    """
+
+    source: Annotated[Path, Positional]
+    """What to convert."""
+    target: Annotated[Path, Positional]
+    """File or folder to write."""
+    kind: str | None = None
+    """The format of the side that is no track; by its name if absent."""
+    head: str | None = None
+    """Head model of the numbers: open, flame, or a file. By default the open head for its tracks, else flame."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the pictures, for files that do not say."""
+    fps: float = 25.0
+    """Frames per second, for files that do not say."""
+
+    def run(self) -> None:
+        from ..fitting.formats import convert
+
+        convert(self.source, self.target, kind=self.kind, head=self.head, size=self.image_size, fps=self.fps)
+        print(self.target)
+
+
+@dataclass
 class Bench:
     """Measure speed on this machine, as ratios against a peer in the same run."""
 
@@ -284,6 +313,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "edit": Edit,
     "frontalize": Frontalize,
     "fit": Fit,
+    "convert-track": ConvertTrack,
     "demo": Demo,
     "doctor": Doctor,
     "bench": Bench,

@@ -7,7 +7,6 @@ with the fitted head over it and the head's own landmarks; sheet.jpg shows eight
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -16,13 +15,14 @@ import torch
 from torch import Tensor
 
 from ..geom.camera import apply_crop
-from ..geom.head import HeadModel, load_head
+from ..geom.head import HeadModel
 from ..geom.landmarks import Embedding
 from ..geom.track import FaceTrack
 from ..media.image import save_image
 from ..media.sheet import contact_sheet
 from ..media.video import VideoReader, VideoWriter
 from ..render.surface import view_head
+from .regress import shared_head
 from .track_file import read_pieces
 
 _SIDE = 512  # longer side of one of the two pictures, at most
@@ -44,7 +44,7 @@ def draw_overlay(
         beat: called for every frame.
         fps: frame rate at which the source was read, if not its own.
     """
-    model = _head(head)
+    model = shared_head(head)
     reader = VideoReader(video, fps=fps)
     height, width = reader.size
     scale = min(1.0, _SIDE / max(height, width))
@@ -125,8 +125,3 @@ def _bar(image: np.ndarray, confidence: float) -> None:
         round(60 + 170 * confidence),
         70,
     )
-
-
-@lru_cache(maxsize=2)
-def _head(name: str) -> HeadModel:
-    return load_head(name)

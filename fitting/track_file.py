@@ -78,6 +78,8 @@ class TrackWriter:
         if not 0 < count <= self.frames:
             raise ValueError(f"TrackWriter.save: frames must be from 1 to {self.frames}, got {count}.")
         given = {name: row for name, row in self._same.items() if row is not None}
+        if len(given) < len(self._same):  # a camera stands still as a whole or not at all
+            given = {}
         if crop is not None:
             given["crop"] = np.tile(np.asarray(crop, np.float32), (count, 1)).tobytes()
         header: dict[str, object] = {"__metadata__": {**(metadata or {}), **self.metadata}}

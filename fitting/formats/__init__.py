@@ -20,9 +20,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...geom.head import HeadModel
+from ...geom.head import HeadModel, load_head
 from ...geom.track import FaceTrack
 from ...media.errors import InputError
+from ...media.files import atomic_write
 from . import arkit_csv, codes, frame, glb, meshes, nerf, vhap
 from .common import Known
 
@@ -125,3 +126,40 @@ def export_track(track: FaceTrack, path: Path | str, head: HeadModel, *, kind: s
             glb.write(track, path, head)
         case _:
             raise InputError(f"'{kind}' is no format that is written; there are {', '.join(WRITE)}.")
+
+
+def convert(
+    source: Path | str,
+    target: Path | str,
+    *,
+    kind: str | None = None,
+    head: str | None = None,
+    size: tuple[int, int] | None = None,
+    fps: float = 25.0,
+) -> None:
+    """Convert between a track file and another program's.
+
+    Args:
+        source, target: exactly one of them is a track (.safetensors), or both are not, which goes through one.
+        kind: of the side that is no track (of the target if neither is); by its name if None.
+        head: name or path; None: the open head for its own tracks and for ARKit tables, else "flame".
+        size, fps: see `Known`.
+    Raises:
+        InputError: see `import_track` and `export_track`; or the head is missing.
+    """
+    source, target = Path(source), Path(target)
+    try:
+        if source.suffix == ".safetensors":
+            track = FaceTrack.load(source)
+            model = load_head(head or ("open" if track.head_name == "open" else "flame"))
+        else:
+            found = kind if kind and target.suffix == ".safetensors" else kind_of(source)
+            model = load_head(head or ("open" if found == "arkit-csv" else "flame"))
+            track = import_track(source, model, kind=found, known=Known(fps, size))
+        if target.suffix == ".safetensors":
+            with atomic_write(target) as temporary:
+                track.save(temporary)
+        else:
+            export_track(track, target, model, kind=kind or kind_of(target, writing=True))
+    except (FileNotFoundError, ValueError) as error:
+        raise error if isinstance(error, InputError) else InputError(str(error)) from error

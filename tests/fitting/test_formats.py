@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from headwarp.fitting.formats import export_track, import_track, kind_of
+from headwarp.fitting.formats import convert, export_track, import_track, kind_of
 from headwarp.fitting.formats.common import Known, from_6d, rebased, to_6d
 from headwarp.geom import arkit
 from headwarp.geom.camera import Camera, WeakPerspective
@@ -392,3 +392,20 @@ def test_damaged_files_are_told_in_a_sentence(name, flame, tmp_path):
     (tmp_path / name).write_bytes(b"\x80\x04damaged{")
     with pytest.raises(InputError, match=name):
         import_track(tmp_path / name, flame, known=Known(size=SIZE))
+
+
+def test_converting_from_the_command_line(tmp_path, capsys):
+    from headwarp.app.cli import main
+
+    head = load_head()
+    track = _track(head)
+    track.save(tmp_path / "a.safetensors")
+    main(["convert-track", str(tmp_path / "a.safetensors"), str(tmp_path / "a.csv")])
+    main(["convert-track", str(tmp_path / "a.csv"), str(tmp_path / "b.safetensors")])
+    back = FaceTrack.load(tmp_path / "b.safetensors")
+    torch.testing.assert_close(back.blendshapes, track.blendshapes, rtol=0, atol=1e-6)
+    convert(tmp_path / "a.safetensors", tmp_path / "meshes", kind="ply")
+    assert len(list((tmp_path / "meshes").iterdir())) == FRAMES
+    with pytest.raises(SystemExit):
+        main(["convert-track", str(tmp_path / "a.safetensors"), str(tmp_path / "a.npz")])
+    assert "open head" in capsys.readouterr().err

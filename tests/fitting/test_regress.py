@@ -1,0 +1,121 @@
+"""DECA as a regressor of whole clips, with a stand-in for its checkpoint whose answer is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from headwarp import assets
+from headwarp.assets import example
+from headwarp.fitting.faces import largest_face
+from headwarp.fitting.fit_videos import fit_files
+from headwarp.fitting.options import FitOptions
+from headwarp.fitting.regress import DecaFitter, deca_crop, shared_encoder
+from headwarp.geom.camera import WeakPerspective, apply_crop
+from headwarp.geom.head import load_head
+from headwarp.geom.head_files import read_head, write_safetensors
+from headwarp.geom.track import FaceTrack
+from headwarp.media.errors import InputError
+from headwarp.media.video import VideoReader, VideoWriter
+from headwarp.nets.deca import DecaEncoder
+
+FRAMES = 6
+CAM = (8.0, 0.01, 0.03)
+
+
+@pytest.fixture
+def wide_head(tmp_path_factory):
+    """The open head with as many coefficients as FLAME has (the further ones do nothing): path."""
+    path = tmp_path_factory.mktemp("head") / "wide.safetensors"
+    data = read_head(Path(assets.__file__).parent / "open_head.safetensors")
+    n = len(data.v_template)
+    shape, expression = data.shapedirs[..., : data.n_shape], data.shapedirs[..., data.n_shape :]
+    blank = [np.zeros((n, 3, w - p.shape[-1]), np.float32) for w, p in ((300, shape), (100, expression))]
+    shapedirs = np.concatenate([shape, blank[0], expression, blank[1]], -1)
+    maps = dict.fromkeys(("arkit_expression", "arkit_jaw", "arkit_eyes", "arkit_eyelids"))
+    maps |= {"shape_controls": None, "shape_control_names": ()}
+    wide = dataclasses.replace(data, name="wide", shapedirs=shapedirs, n_shape=300, n_expression=100, **maps)
+    write_safetensors(path, wide)
+    return path
+
+
+@pytest.fixture
+def deca(tmp_path, monkeypatch):
+    """A checkpoint that answers the same for every picture."""
+    model = DecaEncoder()
+    codes = torch.zeros(236)
+    codes[0], codes[150], codes[203] = 1.5, 0.5, 0.2  # shape, expression, jaw
+    codes[206:209] = torch.tensor(CAM)
+    torch.nn.init.zeros_(model.layers[2].weight)
+    model.layers[2].bias.data = codes
+    torch.save({"E_flame": model.state_dict()}, tmp_path / "deca_model.tar")
+    monkeypatch.setenv("HEADWARP_DECA", str(tmp_path))
+    shared_encoder.cache_clear()
+    yield codes
+    shared_encoder.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    frames = []
+    for frame in VideoReader(example("driving.mp4"), max_side=256):
+        frames.append(frame.image)
+        if len(frames) == FRAMES:
+            break
+    return frames
+
+
+def test_decas_word_lands_in_the_picture(deca, wide_head, pictures):
+    fitter = DecaFitter(str(wide_head), 25.0, "clip")
+    face = largest_face(pictures[0])
+    pieces = []
+    for k, image in enumerate(pictures):
+        seen = None if k in (0, 3) else face  # not seen in the first frame and in the middle
+        pieces += fitter.see(seen, image, k / 25)
+    track = FaceTrack.cat([*pieces, *fitter.finish()])
+    assert len(track) == FRAMES
+    assert (track.confidence == 0).tolist() == [True, False, False, True, False, False]
+    torch.testing.assert_close(track.params.shape[:, 0], torch.full((FRAMES,), 1.5))
+    torch.testing.assert_close(track.params.jaw[:, 0], torch.full((FRAMES,), 0.2))
+    # the camera of the picture, through the crop, is DECA's camera on 224 x 224
+    assert isinstance(track.camera, WeakPerspective)
+    cam = track.camera.crop(track.crop).to_deca((224, 224))
+    torch.testing.assert_close(cam, torch.tensor(CAM).repeat(FRAMES, 1), rtol=0, atol=1e-4)
+    box = apply_crop(deca_crop(face), torch.from_numpy(face.landmarks))
+    corners = box[[234, 454, 152, 33, 263, 61, 291], :2]  # cheeks, chin, eyes, mouth; DECA cuts the forehead
+    assert bool((corners > 20).all())
+    assert bool((corners < 204).all())
+
+
+@pytest.mark.parametrize("refine", ["none", "landmarks"])
+def test_fitting_with_deca(deca, wide_head, pictures, tmp_path, refine):
+    with VideoWriter(tmp_path / "clip.mp4", (256, 256), 25) as writer:
+        for image in pictures:
+            writer.write(image)
+    options = FitOptions(head=str(wide_head), regressor="deca", refine=refine, visualize=True)
+    assert fit_files([tmp_path / "clip.mp4"], tmp_path / "out", options, progress=False)
+    track = FaceTrack.load(tmp_path / "out" / "clip.safetensors")
+    track.check(load_head(wide_head))
+    torch.testing.assert_close(track.params.shape[:, :2], torch.tensor([[1.5, 0.0]]).repeat(FRAMES, 1))
+    moved = float((track.params.jaw[:, 0] - 0.2).abs().max())
+    assert moved < 1e-6 if refine == "none" else moved > 1e-3
+
+
+def test_what_is_missing_is_said_once_and_before(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("HEADWARP_DECA", str(tmp_path))
+    monkeypatch.setenv("HEADWARP_FLAME", str(tmp_path))
+    (tmp_path / "clip.mp4").touch()
+    for flags, message in (
+        ({"regressor": "deca"}, r"deca_model\.tar was not found"),
+        ({"head": "flame"}, "FLAME needs a licence"),
+        ({"refine": "none"}, "--regressor deca"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fit_files([tmp_path / "clip.mp4"], tmp_path / "out", FitOptions(**flags), progress=False)
+    (tmp_path / "deca_model.tar").touch()
+    with pytest.raises(InputError, match="--head flame"):
+        fit_files([tmp_path / "clip.mp4"], tmp_path / "out", FitOptions(regressor="deca"), progress=False)
