@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from headwarp.fitting.faces import find_faces
-from headwarp.fitting.reading import ASSET, Reading
+from headwarp.fitting.reading import ASSET, Reading, made_for
 from headwarp.fitting.solve import Solver, gaze_matrix
 from headwarp.geom import arkit
 from headwarp.geom.camera import Camera
@@ -288,7 +288,7 @@ def main() -> None:
         if arguments.cache is not None:
             np.savez(arguments.cache, **seen)
     reading = measure(head, seen)
-    reading.save(ASSET, {"head_sha256": head.sha256, "people": str(arguments.people), "frames": str(len(seen["seed"]))})
+    reading.save(ASSET, {**made_for(head), "people": str(arguments.people), "frames": str(len(seen["seed"]))})
     print(f"wrote {ASSET}: {ASSET.stat().st_size / 1e6:.2f} MB, noise {1e3 * reading.noise.mean():.2f} mm")
 
 

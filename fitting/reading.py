@@ -15,6 +15,7 @@ Lengths are metres in head space; L = 468 mesh points in MediaPipe's order.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, fields
 from functools import cache
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from ..geom.head import HeadModel
+from ..geom.landmarks import Embedding
 
 Floats = NDArray[np.float32]
 
@@ -58,6 +60,16 @@ class Reading:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.write_bytes(save(arrays, metadata=metadata))
         os.replace(temporary, path)
+
+
+def made_for(head: HeadModel) -> dict[str, str]:
+    """What a reading depends on, for the file's metadata: the head's geometry and its landmark embedding."""
+    embedding = head.embeddings["mediapipe"]
+    assert isinstance(embedding, Embedding)
+    digest = hashlib.sha256()
+    for values in (embedding.triangle, embedding.barycentric):
+        digest.update(np.ascontiguousarray(values.cpu().numpy()).tobytes())
+    return {"head_sha256": head.sha256, "embedding_sha256": digest.hexdigest()}
 
 
 @cache

@@ -176,6 +176,13 @@ class Solver:
         groups = (self._expression, self._lids, self._jaw_dirs, self._eye_dirs)
         still, moving = (np.concatenate([group[part] for group in groups], -1) for part in range(2))
         self._frame_dirs: Pair = still, moving  # (L, 3, K + 2 + 9 + 18)
+        self._on_jaw = np.flatnonzero(np.abs(moving).max((1, 2)) + np.abs(self.jaw_weight) > 0)
+        self._slopes = {
+            "shape": self._for_jacobian(self._shape),
+            "expression": self._for_jacobian(self._expression),
+            "lids": self._for_jacobian(self._lids),
+            "jaw": self._for_jacobian(self._jaw_dirs),
+        }
         self._set_expression_scales()
         self.normals = _landmark_normals(head, embedding)[index < 468]
 
@@ -221,6 +228,10 @@ class Solver:
         self.rows = rows  # (K, E)
         self._expression: Pair = self._psi[0] @ rows.T, self._psi[1] @ rows.T
         self._joints_expression = self._joints_psi @ rows.T
+
+    def _for_jacobian(self, pair: Pair) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Slopes in float32, where they are used most; the moving part of the landmarks that the jaw moves only."""
+        return pair[0].astype(np.float32), pair[1][self._on_jaw].astype(np.float32)
 
     def _read_reading(self, reading: Reading) -> None:
         """Fold the observation model into the linear functions; its modes become further unknowns."""
@@ -423,8 +434,9 @@ class Solver:
 
     def _project(
         self, view: View, state: State, person: Identity, with_shape: bool, pose_only: bool
-    ) -> tuple[Array, Array]:
-        """Landmarks (T, L, 2) in pixels and their Jacobian (T, 2L, [S] + P) for the unknowns in `_columns` order."""
+    ) -> tuple[Array, NDArray[np.float32]]:
+        """Landmarks (T, L, 2) in pixels and their Jacobian (T, 2L, [S] + P); unknowns: shape, expression, lids, jaw,
+        rotation, translation."""
         frames, count = len(state), len(self.index)
         identity = np.eye(3)
         jaw_code = (state.jaw - identity).reshape(frames, 9)
@@ -463,38 +475,43 @@ class Solver:
         by_world[..., 1, 2] = -y / depth
         turn_part = _cross_columns(by_world, turned)
         if pose_only:
-            jacobian = np.concatenate([turn_part, by_world], -1)
-            return points, jacobian.reshape(frames, 2 * count, -1)
+            pose = np.concatenate([turn_part, by_world], -1, dtype=np.float32)
+            return points, pose.reshape(frames, 2 * count, -1)
 
         by_head = by_world @ state.rotation[:, None]
         by_jaw = by_head @ state.jaw[:, None]
         root_turn = by_world - by_head  # (T, L, 2, 3): a moving root joint
+        hinge_turn = weight[:, None] * (by_head - by_jaw)
+        head_rows, jaw_rows = by_head.astype(np.float32), by_jaw[:, self._on_jaw].astype(np.float32)
 
-        def linear(still_dirs: Array, moving_dirs: Array, joint_dirs: Array | None) -> Array:
-            out = _contract(by_head, still_dirs) + _contract(by_jaw, moving_dirs)
+        def linear(name: str, joint_dirs: Array | None = None) -> NDArray[np.float32]:
+            still_dirs, moving_dirs = self._slopes[name]
+            out = _contract(head_rows, still_dirs)
+            out[:, self._on_jaw] += _contract(jaw_rows, moving_dirs)
             if joint_dirs is not None:
-                out += root_turn @ joint_dirs[0]
-                if self.has_jaw:
-                    out += (weight[:, None] * (by_head - by_jaw)) @ joint_dirs[2]
+                joint_rows = np.concatenate([root_turn, hinge_turn], -1) if self.has_jaw else root_turn
+                used = [0, 2] if self.has_jaw else [0]
+                out += joint_rows.astype(np.float32) @ np.concatenate(joint_dirs[used]).astype(np.float32)
             return out
 
         jaw_part = _cross_columns(by_head, arm)
         turn_code = np.stack([(_CROSS[a] @ state.jaw).reshape(frames, 9) for a in range(3)], -1)  # (T, 9, 3)
-        jaw_part += linear(self._jaw_dirs[0], self._jaw_dirs[1], None) @ turn_code[:, None]
-        columns = [
-            linear(*self._expression, self._joints_expression),
-            linear(*self._lids, None),
+        jaw_part += linear("jaw") @ turn_code[:, None]
+        columns: list[NDArray[Any]] = [
+            linear("expression", self._joints_expression),
+            linear("lids"),
             jaw_part,
             turn_part,
             by_world,
         ]
         if with_shape:
-            columns.insert(0, linear(*self._shape, self._joints_shape))
-        return points, np.concatenate(columns, -1).reshape(frames, 2 * count, -1)
+            columns.insert(0, linear("shape", self._joints_shape))
+        jacobian = np.concatenate([c.astype(np.float32) for c in columns], -1)
+        return points, jacobian.reshape(frames, 2 * count, -1)
 
     def _step(
         self,
-        jacobian: Array,
+        jacobian: NDArray[np.float32],
         residual: Array,
         weight: Array,
         state: State,
@@ -508,10 +525,11 @@ class Solver:
         pose_only: bool,
     ) -> tuple[State, Identity]:
         frames, width = len(state), jacobian.shape[-1]
-        root = np.sqrt(np.repeat(weight, 2, axis=1))[..., None]  # (T, 2L, 1)
+        root = np.sqrt(np.repeat(weight, 2, axis=1))[..., None].astype(np.float32)  # (T, 2L, 1)
         scaled = jacobian * root
-        normal = scaled.transpose(0, 2, 1) @ scaled
-        gradient = (scaled.transpose(0, 2, 1) @ (residual.reshape(frames, -1, 1) * root))[..., 0]
+        normal = (scaled.transpose(0, 2, 1) @ scaled).astype(np.float64)
+        pulled = residual.reshape(frames, -1, 1).astype(np.float32) * root
+        gradient = (scaled.transpose(0, 2, 1) @ pulled)[..., 0].astype(np.float64)
         shape_width = len(person.shape) if shared_shape and not pose_only else 0
         if not pose_only:
             self._add_priors(normal, gradient, shape_width, state, mean, lids_mean, confidence)
@@ -760,12 +778,12 @@ _CROSS = np.array(
 """(3, 3, 3): cross-product matrices of the three axes."""
 
 
-def _contract(rows: Array, directions: Array) -> Array:
+def _contract(rows: NDArray[np.float32], directions: NDArray[np.float32]) -> NDArray[np.float32]:
     """(T, L, 2, 3) x (L, 3, C) -> (T, L, 2, C)."""
-    out = rows[..., 0:1] * directions[:, None, 0]
-    out += rows[..., 1:2] * directions[:, None, 1]
-    out += rows[..., 2:3] * directions[:, None, 2]
-    return out
+    frames, count = rows.shape[:2]
+    by_landmark = np.ascontiguousarray(rows.transpose(1, 0, 2, 3)).reshape(count, 2 * frames, 3)
+    out = (by_landmark @ directions).reshape(count, frames, 2, -1)
+    return out.transpose(1, 0, 2, 3)
 
 
 def _cross_columns(rows: Array, arms: Array) -> Array:
