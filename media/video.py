@@ -120,6 +120,7 @@ class VideoReader:
         self._max_side = max_side
         self._fps = None if fps is None else Fraction(fps).limit_denominator(100_000)
         self._pictures: list[Path] = []
+        self._own_step = 1 / FOLDER_FPS  # seconds between the frames of the file
         self.info = self._look()
 
     @property
@@ -149,7 +150,7 @@ class VideoReader:
         self.problems = []
         if self.info.kind == "video":
             frames = self._video_frames()
-            return _resampled(frames, self._fps, 1 / self.info.fps) if self._fps else frames
+            return _resampled(frames, self._fps, self._own_step) if self._fps else frames
         return self._picture_frames()
 
     def __enter__(self) -> Self:
@@ -189,7 +190,8 @@ class VideoReader:
         first = next(self._decoded(container, stream), None)
         if first is None:
             raise InputError(f"{self.path} holds no frame that can be decoded; copy or record it again.")
-        fps = fraction(stream.average_rate) or fraction(stream.guessed_rate) or FOLDER_FPS
+        fps = _rate(stream)
+        self._own_step = 1 / fps
         claimed = _claimed_duration(stream)
         if claimed is not None:
             duration = claimed
@@ -224,7 +226,7 @@ class VideoReader:
             stream = video_stream(container)
             if stream is None:
                 raise InputError(f"{self.path} has changed since it was opened; it holds no video now.")
-            zero, step = origin(container), 1 / (fraction(stream.average_rate) or FOLDER_FPS)
+            zero, step = origin(container), 1 / _rate(stream)
             reformatter = VideoReformatter()
             height, width = self.size
             last: Fraction | None = None
@@ -295,6 +297,12 @@ class VideoReader:
                     "the frames of a folder must be of one size."
                 )
             yield Frame(image, float(position / self.fps), position)
+
+
+def _rate(stream: av.VideoStream) -> Fraction:
+    """Frames per second, as far as the file can be believed: some muxers write the rate of their clock instead."""
+    rates = (fraction(stream.average_rate), fraction(stream.guessed_rate))
+    return next((rate for rate in rates if rate and rate <= 500), FOLDER_FPS)
 
 
 def _claimed_duration(stream: av.VideoStream) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -161,6 +162,16 @@ def crop(portrait: Path, folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def picture(portrait: Path) -> np.ndarray:
     return load_image(portrait)
+
+
+@pytest.fixture
+def real() -> Path:
+    """Real footage, which is not part of the repository."""
+    root = Path(__file__).parents[2]
+    path = Path(os.environ.get("HEADWARP_REAL", root.parent / "shared" / "data" / "real"))
+    if not path.is_dir():
+        pytest.skip("no real footage here")
+    return path
 
 
 @pytest.fixture
