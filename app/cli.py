@@ -30,7 +30,7 @@ Driving = Annotated[
 ]
 Output = Annotated[Path, arg(aliases=["-o"])]
 OutputOrFolder = Annotated[str, arg(aliases=["-o"], metavar="PATH")]  # a Path would lose the closing slash
-Assignment = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")]
+Assignments = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, arg(metavar="NAME=VALUE ...")]
 
 
 def _pair(text: str, flag: str) -> tuple[float, float]:
@@ -45,11 +45,11 @@ def _pair(text: str, flag: str) -> tuple[float, float]:
     return first, second
 
 
-def _assignments(items: tuple[str, ...], flag: str) -> dict[str, float]:
+def _assignments(given: tuple[tuple[str, ...], ...], flag: str) -> dict[str, float]:
     from ..media.errors import InputError
 
     found = {}
-    for item in items:
+    for item in (item for items in given for item in items):
         name, _, value = item.partition("=")
         try:
             found[name] = float(value)
@@ -186,9 +186,9 @@ class Edit(_Still):
     """Degrees that the jaw opens."""
     gaze: str = "0,0"
     """Degrees right and down in the picture, as in 10,0."""
-    expression: Assignment = ()
+    expression: Assignments = ()
     """ARKit face units and their weights, as in mouthSmileLeft=0.8 browInnerUp=0.5; docs/usage.md lists the names."""
-    shape: Assignment = ()
+    shape: Assignments = ()
     """Named controls of the head and values in [-1, 1], as in jaw-width=0.5; docs/usage.md lists the names."""
 
     def run(self) -> None:
@@ -271,8 +271,8 @@ class ConvertTrack:
 class Bench:
     """Measure speed on this machine, as ratios against a peer in the same run."""
 
-    what: Annotated[Literal["raster", "warp", "fit", "animate", "fidelity"], Positional]
-    """raster, warp: the kernels. fit, animate: whole stages. fidelity: does the result do what was asked?"""
+    what: Annotated[Literal["raster", "warp", "fit", "dataset", "animate", "fidelity"], Positional]
+    """raster, warp: the kernels. fit, dataset, animate: whole stages. fidelity: does the result do what was asked?"""
     real: Path | None = None
     """Folder with `portraits/` and `clips/` of real footage; the examples of the package if absent."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
