@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..memory import empty
 from ..rasterize.ops import library
 
 _MESH = "Tensor attributes, Tensor face_id, Tensor vertices, Tensor faces, bool perspective"
@@ -30,15 +31,17 @@ def interpolate(
     out: Tensor | None = None,
 ) -> Tensor:
     """Images (B, H, W, C) in the dtype of `attributes`, into `out` (contiguous) when it is given."""
-    image = attributes.new_empty((*face_id.shape, attributes.shape[2])) if out is None else out
+    shape = (*face_id.shape, attributes.shape[2])
     mesh = face_id.contiguous(), vertices.contiguous(), faces.contiguous()
     if backend == "triton":
         from . import gpu
 
+        image = attributes.new_empty(shape) if out is None else out
         gpu.interpolate(attributes.contiguous(), *mesh, image, perspective=perspective, background=background)
         return image
     from . import cpu
 
+    image = empty(shape, attributes.dtype) if out is None else out
     wide = image if image.dtype == torch.float32 else torch.empty_like(image, dtype=torch.float32)
     cpu.interpolate(
         *(t.numpy() for t in (attributes.float().contiguous(), *mesh, wide)),

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..memory import empty
 from ..rasterize.ops import library
 from .reference import Axis
 
@@ -27,15 +28,17 @@ def warp(
     features: Tensor, field: Tensor, axes: list[float], zeros: bool, backend: str, out: Tensor | None = None
 ) -> Tensor:
     """The warped features, into `out` (channels side by side) when it is given."""
-    image = torch.empty_like(features, memory_format=torch.channels_last) if out is None else out
     field = field.float()
     if backend == "triton":
         from . import gpu
 
+        image = torch.empty_like(features, memory_format=torch.channels_last) if out is None else out
         gpu.warp(_packed(features), field, image, axes, zeros=zeros)
         return image
     from . import cpu
 
+    batch, channels, height, width = features.shape
+    image = empty((batch, height, width, channels), features.dtype).permute(0, 3, 1, 2) if out is None else out
     wide = _needs_float32(features)
     target = torch.empty_like(features, dtype=torch.float32, memory_format=torch.channels_last) if wide else image
     cpu.warp(

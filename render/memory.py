@@ -1,0 +1,22 @@
+"""Memory for large results on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_LARGE = 1 << 22  # bytes from which numpy asks for huge pages
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """`torch.empty(shape, dtype=dtype)`, by way of numpy when it is large.
+
+    Large blocks come fresh from the system each time, and their first touch costs more than our arithmetic: a fault per
+    4 KB page with torch's allocator, per 2 MB with numpy's, which asks Linux for huge pages.
+    """
+    entries = int(np.prod(shape, dtype=np.int64))
+    size = dtype.itemsize
+    if entries * size < _LARGE or size not in (2, 4):
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(np.empty(shape, np.int16 if size == 2 else np.int32)).view(dtype)
