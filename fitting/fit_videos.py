@@ -67,16 +67,18 @@ def fit_files(
 def _files(sources: list[Source], output: Path, task: Fit, options: FitOptions, progress: bool) -> bool:
     """Files that were named one by one: fitted now, whatever is there already."""
     good = True
-    with tqdm(unit="frame", disable=not progress) as bar:
+    try:
+        with tqdm(unit="frame", disable=not progress) as bar:
 
-        def beat() -> None:
-            bar.update()
+            def beat() -> None:
+                bar.update()
 
-        for _, report in _answers(sources, task, options, beat):
-            for failure in report.failures:
-                bar.write(f"{failure.name}: {failure.reason}", file=sys.stderr)
-            good = good and not report.failures
-    clear(output)
+            for _, report in _answers(sources, task, options, beat):
+                for failure in report.failures:
+                    bar.write(f"{failure.name}: {failure.reason}", file=sys.stderr)
+                good = good and not report.failures
+    finally:
+        clear(output)
     return good
 
 

@@ -56,8 +56,8 @@ COLUMNS = {
 }
 """Columns of the index and what they mean."""
 
-_TEXT = {"name", "split", "identity", "source", "head", "head_sha256", "problems"}
-_WHOLE = {"first_frame", "frames", "size", "height", "width"}
+TEXT = {"name", "split", "identity", "source", "head", "head_sha256", "problems"}
+WHOLE = {"first_frame", "frames", "size", "height", "width"}
 
 
 @dataclass
@@ -216,7 +216,7 @@ def write_index(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = {name: pa.string() if name in _TEXT else pa.int64() if name in _WHOLE else pa.float64() for name in COLUMNS}
+    kinds = {name: pa.string() if name in TEXT else pa.int64() if name in WHOLE else pa.float64() for name in COLUMNS}
     schema = pa.schema([pa.field(name, kind, metadata={"about": COLUMNS[name]}) for name, kind in kinds.items()])
     with atomic_write(path) as temporary:
         pq.write_table(pa.Table.from_pylist(list(rows), schema), temporary)

@@ -33,6 +33,7 @@ ATTEMPTS = 2
 STUCK = 600.0
 """Seconds without a beat after which a worker is taken for stuck and killed."""
 _BEAT = 1.0
+_STILLBORN = 4  # workers in a row that die before they are ready
 _THREADS = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -67,9 +68,12 @@ def run_local(
             exception counts as the death of the worker.
         workers: processes.
         stuck: seconds without a beat that a worker is given.
+    Raises:
+        InputError: no worker comes to life.
     """
     waiting = deque((job, 1) for job in jobs)
     crew: list[_Worker] = []
+    stillborn = 0
     try:
         while waiting or any(worker.job for worker in crew):
             idle = [worker for worker in crew if worker.job is None]
@@ -89,6 +93,9 @@ def run_local(
                 elif kind == "died":
                     crew.remove(worker)
                     worker.end()
+                    stillborn = 0 if worker.ready else stillborn + 1
+                    if stillborn >= _STILLBORN:
+                        raise InputError(f"Worker processes die as they start: {content}. Try --workers 1.")
                     if worker.job:
                         job, attempt = worker.drop()
                         if attempt < ATTEMPTS:
@@ -200,8 +207,8 @@ class _Worker:
         """("answer", it), ("died", why) or ("", None)."""
         try:
             while self.line.poll():
-                self.heard, self.ready = time.monotonic(), True
                 message = self.line.recv()
+                self.heard, self.ready = time.monotonic(), True
                 if message is not None:
                     return "answer", message[0]
         except (EOFError, OSError):

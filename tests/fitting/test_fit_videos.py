@@ -445,6 +445,13 @@ def test_a_stuck_worker_is_stopped(tasks):
     assert "nothing happened" in answers[0].reason
 
 
+def test_workers_that_cannot_start_are_told(tasks, tmp_path):
+    """A task whose module is gone when the workers look for it."""
+    (Path(tasks.__file__)).unlink()
+    with pytest.raises(InputError, match="die as they start"):
+        list(workers.run_local([0, 1, 2], tasks.stuck, 2))
+
+
 def _start(videos: Path, out: Path, *flags: str) -> subprocess.Popen[bytes]:
     script = Path(__file__).parents[2] / "fitting" / "fit_videos.py"
     command = [sys.executable, str(script), "--videos", str(videos), "--out", str(out), "--size", "64"]
