@@ -68,9 +68,13 @@ def interpolate_backward(
     if backend == "triton":
         from . import gpu
 
-        asked = {"to_attributes": to_attributes, "to_vertices": to_vertices}
         return gpu.interpolate_backward(
-            grad.contiguous(), attributes.contiguous(), *mesh, perspective=perspective, **asked
+            grad.contiguous(),
+            attributes.contiguous(),
+            *mesh,
+            perspective=perspective,
+            to_attributes=to_attributes,
+            to_vertices=to_vertices,
         )
     from . import cpu
 
