@@ -82,16 +82,16 @@ class SolveWeights:
     """Radians, opening."""
     jaw_sideways: float = 0.03
     """Radians, the other two axes."""
-    step_expression: float = 0.15
+    step_expression: float = 0.12
     """Temporal steps per frame at 25 frames per second."""
     step_mode: float = 0.3
     """Of the shared landmark errors, in their standard deviations."""
     step_eyelids: float = 0.5
     step_jaw: float = 0.05
     """Radians."""
-    step_rotation: float = 0.02
+    step_rotation: float = 0.012
     """Radians."""
-    step_translation: float = 0.004
+    step_translation: float = 0.002
     """Metres."""
     step_robust: float = 2.0
     """Steps at which the temporal weight has fallen to one half, in standard deviations."""
