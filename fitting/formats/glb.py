@@ -4,8 +4,10 @@
       mesh: the first frame's face at rest + sum_k weight_k(time) target_k
     node "camera"  at the origin, looking along -z
 
-The targets are the principal directions of the head's motion in its own frame (skin, jaw, eyes, lids together), as many
-as are needed for `TOLERANCE` and at most `TARGETS`. glTF has the axes of this package: y up, z out of the face, metres.
+The targets motion_00 ... are the principal directions of the head's motion in its own frame (skin, jaw, eyes, lids
+together), as many as are needed for `TOLERANCE` and at most `TARGETS`. For a head with an ARKit map 52 more follow,
+named jawOpen and so on, at weight 0: sliders to change the performance with. glTF has the axes of this package: y up,
+z out of the face, metres.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...geom import arkit
 from ...geom.camera import Camera
 from ...geom.head import HeadModel, HeadParams
 from ...geom.rotation import axis_angle_to_matrix
@@ -40,6 +43,11 @@ Floats = NDArray[np.float32]
 def write(track: FaceTrack, path: Path, head: HeadModel) -> None:
     """A .glb of the track."""
     base, targets, weights = morph_targets(track.params, head)
+    names = [f"motion_{k:02d}" for k in range(len(targets))]
+    if head.has_arkit:
+        names += arkit.NAMES
+        targets = np.concatenate([targets, arkit_targets(track.params, head)])
+        weights = np.pad(weights, ((0, 0), (0, len(arkit.NAMES))))
     turn, place = _motion(track.params, head)
     with torch.no_grad():
         normals = vertex_normals(torch.from_numpy(base)[None], head.faces)[0].numpy()
@@ -54,7 +62,6 @@ def write(track: FaceTrack, path: Path, head: HeadModel) -> None:
     }
     if len(targets):  # glTF allows no empty list
         primitive["targets"] = [{"POSITION": file.add(target, bounds=True, target=_VERTICES)} for target in targets]
-    names = [f"motion_{k:02d}" for k in range(len(targets))]
     mesh = {"name": head.name, "primitives": [primitive], "extras": {"targetNames": names}}
     if len(targets):
         mesh["weights"] = weights[0].tolist()
@@ -122,6 +129,15 @@ def morph_targets(params: HeadParams, head: HeadModel) -> tuple[Floats, Floats, 
     scale[scale == 0] = 1
     targets = (directions * scale[:, None]).reshape(count, *base.shape)
     return base.astype(np.float32), targets.astype(np.float32), (weights / scale).astype(np.float32)
+
+
+def arkit_targets(params: HeadParams, head: HeadModel) -> Floats:
+    """(52, N, 3) what each ARKit unit at 1 does to the person's neutral face; rotations of jaw and eyes included."""
+    rest = HeadParams.zeros(head).replace(shape=params.shape[:1])
+    with torch.no_grad():
+        shown = rest.expand(len(arkit.NAMES)).replace(**head.arkit(torch.eye(len(arkit.NAMES))))
+        difference: Floats = (head(shown) - head(rest)).numpy()
+    return difference
 
 
 def _local(params: HeadParams, head: HeadModel) -> NDArray[np.float64]:
