@@ -286,7 +286,7 @@ def main() -> None:
     else:
         seen = observe(range(5000, 5000 + arguments.people), arguments.processes)
         if arguments.cache is not None:
-            np.savez(arguments.cache, **seen)
+            np.savez(arguments.cache, **seen)  # type: ignore[arg-type]
     reading = measure(head, seen)
     reading.save(ASSET, {**made_for(head), "people": str(arguments.people), "frames": str(len(seen["seed"]))})
     print(f"wrote {ASSET}: {ASSET.stat().st_size / 1e6:.2f} MB, noise {1e3 * reading.noise.mean():.2f} mm")
