@@ -349,6 +349,20 @@ def test_bad_videos_do_not_stop_the_good_ones(videos, small_clip, pictures, tmp_
     assert (out / "empty" / "clip.mp4").exists()
 
 
+def test_a_video_that_is_cut_off_gives_what_can_be_read(pictures, tmp_path):
+    whole, cut = tmp_path / "whole.mkv", tmp_path / "videos" / "cut.mkv"
+    with VideoWriter(whole, (256, 256), 25) as writer:
+        for image in pictures:
+            writer.write(image)
+    cut.parent.mkdir()
+    cut.write_bytes(whole.read_bytes()[: int(0.6 * whole.stat().st_size)])
+    assert fit(cut.parent, out=tmp_path / "out")
+    (row,) = read_index(tmp_path / "out")
+    assert 5 <= row["frames"] < 2 * FRAMES
+    assert "cut" in row["problems"]
+    assert FaceTrack.load(tmp_path / "out" / row["name"] / "clip.safetensors").metadata["problems"] == row["problems"]
+
+
 def test_a_full_disk_stops_the_run_and_leaves_only_whole_clips(videos, tmp_path):
     out, whole = tmp_path / "out", tmp_path / "whole"
     assert fit(videos, out=whole)
