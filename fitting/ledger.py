@@ -179,7 +179,7 @@ class Ledger:
             there = json.loads(path.read_text())
         except ValueError:
             raise InputError(f"{path} is damaged; delete {self._books} to start the folder afresh.") from None
-        changed = [f"{k} {there.get(k)} (now {v})" for k, v in settings.items() if there.get(k) != v]
+        changed = [f"{k} {there.get(k)} (now {v})" for k, v in settings.items() if k in there and there[k] != v]
         if changed:
             raise InputError(
                 f"{self.folder} was made with other settings: {', '.join(changed)}. Choose another output folder, or "

@@ -293,6 +293,19 @@ def test_only_what_is_missing_is_done_again(videos, tmp_path, monkeypatch):
     assert {name.split("/")[0] for name in changed} == {"b", "c", "index.parquet"}
 
 
+def test_a_data_set_of_tracks_goes_on_too(videos, tmp_path):
+    (videos / "c.mp4").write_bytes(b"")
+    out = tmp_path / "out"
+    assert not fit(videos, out=out, layout="tracks")
+    assert set(content(out)) == {"a.safetensors", "b.safetensors", "failures.csv", "index.parquet"}
+    stamp = (out / "a.safetensors").stat().st_mtime_ns
+    (out / "b.safetensors").unlink()
+    assert not fit(videos, out=out, layout="tracks")
+    assert (out / "b.safetensors").exists()
+    assert (out / "a.safetensors").stat().st_mtime_ns == stamp
+    assert [(row["name"], row["size"]) for row in read_index(out)] == [("a", None), ("b", None)]
+
+
 def test_another_recipe_is_refused_in_the_same_folder(videos, tmp_path):
     assert fit(videos, out=tmp_path / "out")
     with pytest.raises(InputError, match=r"size 64 \(now 128\)"):
