@@ -205,7 +205,9 @@ def test_regions_leave_the_rest_alone(lab, portrait, driving, tmp_path, targets)
 
 
 def test_absolute_motion_takes_the_drivers_pose(lab, portrait, driving, tmp_path, targets):
-    done = lab.headwarp("animate", "-s", portrait, "-d", driving, "-o", tmp_path / "out.mp4", "--motion", "absolute")
+    done = lab.headwarp(
+        "animate", "-s", portrait, "-d", driving, "-o", tmp_path / "o.mp4", "--motion", "absolute", *SMALL
+    )
     assert done.code == 0, done.err
     track = fit_video(driving)
     for index, target in enumerate(targets):
@@ -213,10 +215,12 @@ def test_absolute_motion_takes_the_drivers_pose(lab, portrait, driving, tmp_path
 
 
 def test_rest_chooses_the_frame_without_motion(lab, portrait, driving, tmp_path, targets):
-    source = Animator(portrait, size=512).portrait.params
+    source = Animator(portrait, size=128).portrait.params
     for rest, index in (("first", 0), ("4", 4), ("best", None)):
         targets.clear()
-        done = lab.headwarp("animate", "-s", portrait, "-d", driving, "-o", tmp_path / "out.mp4", "--rest", rest)
+        done = lab.headwarp(
+            "animate", "-s", portrait, "-d", driving, "-o", tmp_path / "out.mp4", "--rest", rest, *SMALL
+        )
         assert done.code == 0, done.err
         distance = [float((t.expression - source.expression).norm()) for t in targets]
         assert min(distance) < 1e-3
@@ -230,7 +234,7 @@ def test_more_smoothing_is_calmer(lab, portrait, driving_images, tmp_path, targe
     steps = []
     for smooth in (0, 1, 3):
         targets.clear()
-        done = lab.headwarp("animate", "-s", portrait, "-d", clip, "-o", tmp_path / "o.mp4", "--smooth", smooth)
+        done = lab.headwarp("animate", "-s", portrait, "-d", clip, "-o", tmp_path / "o.mp4", "--smooth", smooth, *SMALL)
         assert done.code == 0, done.err
         steps.append(float(torch.cat([t.translation for t in targets]).diff(dim=0).norm(dim=1).mean()))
     assert steps[0] > steps[1] > steps[2]

@@ -39,3 +39,5 @@ def test_weights_from_names():
     assert weights.sum() == weights[0, 17] == 0.5
     with pytest.raises(ValueError, match="'smile' is no ARKit face unit"):
         arkit.weights_from_names({"smile": 1.0})
+    with pytest.raises(ValueError, match="did you mean mouthSmileLeft"):
+        arkit.weights_from_names({"mouthsmile_left": 1.0})
