@@ -13,7 +13,7 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -22,7 +22,7 @@ from ..geom.camera import Camera
 from ..geom.head import HeadModel, HeadParams
 from ..geom.rotation import axis_angle_to_matrix, matrix_to_euler
 from ..geom.track import FaceTrack
-from ..geom.transfer import Region, TransferOptions, transfer
+from ..geom.transfer import TransferOptions, transfer
 from ..media.crop import BoxSmoother, Crop
 from ..media.errors import InputError
 from ..media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, protect, read_error
@@ -31,38 +31,7 @@ from ..media.sheet import side_by_side_video
 from ..media.video import Frame, FramesWriter, VideoReader, VideoWriter, open_writer
 from ..media.writer import names_a_folder
 from .animator import MARK, Animator, Picture, Portrait, Stage, shared_head, whole_pixels
-
-
-@dataclass(frozen=True)
-class AnimateOptions:
-    """How a portrait is animated; the command line's flags carry the same names."""
-
-    motion: Literal["relative", "absolute"] = "relative"
-    """relative: the source's own pose and expression are the neutral; absolute: the driver's values as they are."""
-    region: Region = "all"
-    """all, pose, expression, eyes or mouth."""
-    strength: float = 1.0
-    """Multiplies relative motion, from 0 to 3."""
-    rest: str = "first"
-    """Driving frame that counts as rest: first (with a face), best (most neutral and frontal), or its number."""
-    smooth: float = 1.0
-    """Strength of the fit's temporal smoothing; 0 = none."""
-    crop_only: bool = False
-    """Write the animated square without pasting it back."""
-    no_crop: bool = False
-    """Source and driving are face crops already: no detection, the whole picture moves."""
-    size: int = 512
-    """Pixels of the working square, and of the result of `crop_only`."""
-    max_side: int = 1920
-    """Longer side of the written picture at most."""
-    source_face: int = 0
-    """Which face of the source, 0 = largest."""
-    driving_face: int = 0
-    """Which face of the driving clip, 0 = largest in its first frame."""
-    audio: bool = True
-    """Keep the driving clip's sound."""
-    side_by_side: bool = False
-    """Also write source, driving and result next to each other, as OUT_concat.EXT."""
+from .options import DEFAULTS, AnimateOptions
 
 
 @dataclass(frozen=True)
@@ -79,7 +48,7 @@ def animate(
     source: str | Path | Picture | Animator,
     driving: str | Path,
     output: str | Path,
-    options: AnimateOptions = AnimateOptions(),
+    options: AnimateOptions = DEFAULTS,
     *,
     head: HeadModel | str = "open",
     progress: bool = False,

@@ -19,6 +19,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from ..fitting.options import FitOptions
+from .options import AnimateOptions
 
 if TYPE_CHECKING:
     from .animator import Animator, Picture
@@ -65,8 +66,8 @@ def _print_notes(problems: list[str]) -> None:
         print(f"note: {problem}", file=sys.stderr)
 
 
-@dataclass
-class Animate:
+@dataclass(frozen=True, kw_only=True)
+class Animate(AnimateOptions):
     """Make the face of a portrait follow a driving video.
 
     Both faces are found, cropped and fitted by themselves; the result is pasted back into the whole picture and keeps
@@ -77,54 +78,11 @@ class Animate:
     driving: Driving
     output: OutputOrFolder
     """.mp4, .mov, .mkv, .webm or .gif; a folder (existing, or ending in /) gets PNG frames."""
-    motion: Literal["relative", "absolute"] = "relative"
-    """relative: the source's own pose and expression are the neutral, the driver's first face is its rest.
-    absolute: take the driver's pose and expression as they are."""
-    region: Literal["all", "pose", "expression", "eyes", "mouth"] = "all"
-    """Which part of the motion to transfer."""
-    strength: float = 1.0
-    """Multiplies relative motion, 0 to 3; 1 = as driven."""
-    rest: str = "first"
-    """Driving frame that counts as rest in relative motion: first, best (most neutral and frontal; reads the clip
-    twice) or a frame number."""
-    smooth: float = 1.0
-    """Smoothing of the motion over time: 0 = none, 1 = takes the jitter away, more = lazier motion."""
-    crop_only: bool = False
-    """Write the animated face crop, without pasting it back."""
-    no_crop: bool = False
-    """Source and driving are face crops already: no detection, no crop, no paste-back."""
-    size: int = 512
-    """Pixels of the square that the motion is computed in, 128 to 1024; --crop-only results have this size."""
-    max_side: int = 1920
-    """Larger sources are reduced to this longer side."""
-    source_face: int = 0
-    """Which face of the source, 0 = largest."""
-    driving_face: int = 0
-    """Which face of the driving video, 0 = largest in its first frame."""
-    audio: bool = True
-    """Keep the driving clip's sound; --no-audio leaves it out."""
-    side_by_side: bool = False
-    """Also write OUT_concat.EXT: source, driving and result next to each other."""
 
     def run(self) -> None:
-        from .animate import AnimateOptions, animate
+        from .animate import animate
 
-        options = AnimateOptions(
-            motion=self.motion,
-            region=self.region,
-            strength=self.strength,
-            rest=self.rest,
-            smooth=self.smooth,
-            crop_only=self.crop_only,
-            no_crop=self.no_crop,
-            size=self.size,
-            max_side=self.max_side,
-            source_face=self.source_face,
-            driving_face=self.driving_face,
-            audio=self.audio,
-            side_by_side=self.side_by_side,
-        )
-        done = animate(self.source, self.driving, self.output, options, progress=True)
+        done = animate(self.source, self.driving, self.output, self, progress=True)
         _print_notes(done.problems)
         for path in done.files:
             print(path)

@@ -1,0 +1,43 @@
+"""How a portrait is animated: one set of options for the command line and for Python, free of heavy imports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class AnimateOptions:
+    """Options of `animate`; the command line's flags are these fields."""
+
+    motion: Literal["relative", "absolute"] = "relative"
+    """relative: the source's own pose and expression are the neutral, the driver's first face is its rest.
+    absolute: take the driver's pose and expression as they are."""
+    region: Literal["all", "pose", "expression", "eyes", "mouth"] = "all"
+    """Which part of the motion to transfer."""
+    strength: float = 1.0
+    """Multiplies relative motion, 0 to 3; 1 = as driven."""
+    rest: str = "first"
+    """Driving frame that counts as rest in relative motion: first, best (most neutral and frontal; reads the clip
+    twice) or a frame number."""
+    smooth: float = 1.0
+    """Smoothing of the motion over time: 0 = none, 1 = takes the jitter away, more = lazier motion."""
+    crop_only: bool = False
+    """Write the animated face crop, without pasting it back."""
+    no_crop: bool = False
+    """Source and driving are face crops already: no detection, no crop, no paste-back."""
+    size: int = 512
+    """Pixels of the square that the motion is computed in, 128 to 1024; --crop-only results have this size."""
+    max_side: int = 1920
+    """Larger sources are reduced to this longer side."""
+    source_face: int = 0
+    """Which face of the source, 0 = largest."""
+    driving_face: int = 0
+    """Which face of the driving video, 0 = largest in its first frame."""
+    audio: bool = True
+    """Keep the driving clip's sound; --no-audio leaves it out."""
+    side_by_side: bool = False
+    """Also write OUT_concat.EXT: source, driving and result next to each other."""
+
+
+DEFAULTS = AnimateOptions()
