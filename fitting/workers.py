@@ -125,7 +125,7 @@ def run_ray(jobs: Sequence[Job], task: Task[Job, Answer], address: str | None) -
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(f"No Ray cluster answers at {address} ({error}).") from None
     # Ray's own retries are off: they would repeat a clip that kills its worker, unseen
-    remote = ray.remote(num_cpus=1, max_retries=0)(_on_ray)
+    remote: Any = ray.remote(num_cpus=1, max_retries=0)(_on_ray)
     shared = ray.put(task)
     waiting = deque((job, 1) for job in jobs)
     running: dict[Any, tuple[Job, int]] = {}
