@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from . import opening
-from .opening import Opening, from_rims
+from .opening import Opening, bilinear, from_rims
 
 Image = NDArray[np.float32]
 Points = NDArray[np.float32]
@@ -192,20 +192,6 @@ def _complete_iris(patch: Image, shown: Image, dx: Image, dy: Image, radius: flo
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _pixel(image, qx, qy, c):  # type: ignore[no-untyped-def]
-    """One channel, bilinear, edges repeated; (qx, qy) in pixels of the image."""
-    height, width = image.shape[:2]
-    u = min(max(qx - np.float32(0.5), np.float32(0)), np.float32(width - 1))
-    v = min(max(qy - np.float32(0.5), np.float32(0)), np.float32(height - 1))
-    ix, iy = int(u), int(v)
-    jx, jy = min(ix + 1, width - 1), min(iy + 1, height - 1)
-    fx, fy = u - np.float32(ix), v - np.float32(iy)
-    a = image[iy, ix, c] + fx * (image[iy, jx, c] - image[iy, ix, c])
-    b = image[jy, ix, c] + fx * (image[jy, jx, c] - image[jy, ix, c])
-    return a + fy * (b - a)
-
-
-@njit(cache=True, nogil=True, inline="always")
 def _stretched(before, after, width, u):  # type: ignore[no-untyped-def]
     """How far a pixel is stretched lid: `before`, `after`: px inside the lid's old and new rim."""
     moved = _step(before - after, np.float32(0.03) * width, np.float32(0.12) * width)
@@ -259,7 +245,7 @@ def _draw(  # type: ignore[no-untyped-def]
                 thick = np.float32(0.022) + np.float32(0.012) * (below > 0)  # lashes hang down a little
                 line = shut * np.exp(-((from_line / thick) ** 2)) * _step(min(u, one - u), zero, np.float32(0.15))
                 for c in range(3):
-                    value = (_pixel(lid, wx, wy, c) + noise) * (one - line * (one - lashes[c]))
+                    value = (bilinear(lid, wx, wy, c) + noise) * (one - line * (one - lashes[c]))
                     image[y, x, c] += skin * (value - image[y, x, c])
 
             inside = strength * opening.coverage(frame, upper, lower, px, py, feather, np.float32(0))
@@ -276,8 +262,8 @@ def _draw(  # type: ignore[no-untyped-def]
             shade = one - np.float32(0.38) * np.exp(-max(below, np.float32(0)) / (np.float32(0.07) * width))
             shade *= one - np.float32(0.15) * np.exp(-max(above, np.float32(0)) / (np.float32(0.04) * width))
             for c in range(3):
-                ball = _pixel(sclera, qx - origin[1], qy - origin[0], c)
-                value = ball + on_iris * (_pixel(disc, ix - origin[1], iy - origin[0], c) - ball)
+                ball = bilinear(sclera, qx - origin[1], qy - origin[0], c)
+                value = ball + on_iris * (bilinear(disc, ix - origin[1], iy - origin[0], c) - ball)
                 value *= one + (shade - one) * (one - own)
-                value += own * (_pixel(source, qx, qy, c) - value)
+                value += own * (bilinear(source, qx, qy, c) - value)
                 image[y, x, c] += inside * (value - image[y, x, c])

@@ -22,7 +22,7 @@ from ...geom.camera import Camera
 from ...geom.head import HeadModel, HeadParams
 from ...geom.landmarks import Embedding
 from . import opening
-from .opening import SAMPLES, Opening, from_rims
+from .opening import SAMPLES, Opening, bilinear, from_rims
 
 Image = NDArray[np.float32]
 Points = NDArray[np.float32]
@@ -292,7 +292,6 @@ def _draw(  # type: ignore[no-untyped-def]
     pixel = depth / rays[0]
     ray = np.empty(3, np.float32)
     value = np.empty(3, np.float32)
-    height, width = source.shape[:2]
     for y in range(window[0], window[1]):
         for x in range(window[2], window[3]):
             px, py = np.float32(x) + np.float32(0.5), np.float32(y) + np.float32(0.5)
@@ -348,21 +347,8 @@ def _draw(  # type: ignore[no-untyped-def]
                 from_top, from_below = own * from_top, own * from_below
                 for c in range(3):
                     v = value[c]
-                    v += from_below * (_at(source, lx, ly, c, height, width) - v)
-                    v += from_top * (_at(source, ux, uy, c, height, width) - v)
+                    v += from_below * (bilinear(source, lx, ly, c) - v)
+                    v += from_top * (bilinear(source, ux, uy, c) - v)
                     value[c] = v
             for c in range(3):
                 image[y, x, c] += inside * (value[c] - image[y, x, c])
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _at(image, qx, qy, c, height, width):  # type: ignore[no-untyped-def]
-    """One channel, bilinear, edges repeated."""
-    u = min(max(qx - np.float32(0.5), np.float32(0)), np.float32(width - 1))
-    v = min(max(qy - np.float32(0.5), np.float32(0)), np.float32(height - 1))
-    ix, iy = int(u), int(v)
-    jx, jy = min(ix + 1, width - 1), min(iy + 1, height - 1)
-    fx, fy = u - np.float32(ix), v - np.float32(iy)
-    a = image[iy, ix, c] + fx * (image[iy, jx, c] - image[iy, ix, c])
-    b = image[jy, ix, c] + fx * (image[jy, jx, c] - image[jy, ix, c])
-    return a + fy * (b - a)

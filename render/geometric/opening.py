@@ -150,3 +150,17 @@ def coverage(frame, upper, lower, x, y, feather, grow):  # type: ignore[no-untyp
     side = min(u, np.float32(1) - u) * length
     f, g = np.float32(feather), np.float32(grow)
     return soft(below + g, f) * soft(above + g, f) * soft(side + g, f)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def bilinear(image, qx, qy, c):  # type: ignore[no-untyped-def]
+    """One channel, bilinear, edges repeated; (qx, qy) in pixels of the image."""
+    height, width = image.shape[:2]
+    u = min(max(qx - np.float32(0.5), np.float32(0)), np.float32(width - 1))
+    v = min(max(qy - np.float32(0.5), np.float32(0)), np.float32(height - 1))
+    ix, iy = int(u), int(v)
+    jx, jy = min(ix + 1, width - 1), min(iy + 1, height - 1)
+    fx, fy = u - np.float32(ix), v - np.float32(iy)
+    a = image[iy, ix, c] + fx * (image[iy, jx, c] - image[iy, ix, c])
+    b = image[jy, ix, c] + fx * (image[jy, jx, c] - image[jy, ix, c])
+    return a + fy * (b - a)
