@@ -1,0 +1,52 @@
+"""The contract between a method and the engine: losses of one batch. Optimisers, precision, devices, averaging and
+files are the engine's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from .batch import Batch
+
+Losses = dict[str, Tensor]
+"""Weighted terms, scalars; their sum is what is minimised. A weight of 0 leaves a term out."""
+
+
+@dataclass
+class Judged:
+    """One validation batch."""
+
+    metrics: dict[str, Tensor]
+    """Name -> (B,) values."""
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+    """Column title -> (B, 3, H, W) in [0, 1], for the contact sheet."""
+
+
+class Step(nn.Module):
+    """One training step of a method.
+
+    Attributes:
+        model: what is trained by `losses`, averaged over time (EMA) and saved with `nets.model_file`.
+        critic: the discriminators, trained by `critic_losses`; None where there are none.
+    Frozen helpers (perceptual networks, heads) are attributes too; their parameters do not require gradients.
+    """
+
+    model: nn.Module
+    critic: nn.Module | None = None
+
+    def losses(self, batch: Batch) -> tuple[Losses, Any]:
+        """Terms of the model, and what `critic_losses` needs of this forward pass (detached there).
+
+        The critic's parameters do not require gradients during this call.
+        """
+        raise NotImplementedError
+
+    def critic_losses(self, batch: Batch, shared: Any) -> Losses:
+        """Terms of the critic; called after the model's optimiser step, only where there is a critic."""
+        raise NotImplementedError
+
+    def judge(self, model: nn.Module, batch: Batch) -> Judged:
+        """Quality on a held-out batch, without gradients; `model` is the averaged one."""
+        raise NotImplementedError
