@@ -4,7 +4,7 @@ files are the engine's."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -28,10 +28,22 @@ class Step(nn.Module):
     """One training step of a method.
 
     Attributes:
+        Settings: frozen dataclass of what the method reads from the YAML file besides the engine's own sections. Its
+            fields are the file's keys: `model_params` (the model's own `Config`), `loss_weights` (a dataclass; in the
+            file it stands under `train_params`, as in FOMM's), and others where a method wants them, such as
+            `discriminator_params`. Every field has a default. The class is called as `Step(settings)`.
+        moments: views of a batch: 2 = [source, driving], 3 = [before, now, after].
+        needs: fields of `View` besides `image` that the method cannot train without.
         model: what is trained by `losses`, averaged over time (EMA) and saved with `nets.model_file`.
         critic: the discriminators, trained by `critic_losses`; None where there are none.
-    Frozen helpers (perceptual networks, heads) are attributes too; their parameters do not require gradients.
+    Frozen helpers (perceptual networks, heads) are attributes too; their parameters do not require gradients, and they
+    stay in evaluation mode (the engine switches `model` and `critic` only). A `HeadModel` kept as `head` must be the
+    one that the clips were fitted with; the engine compares the hashes.
     """
+
+    Settings: ClassVar[type[Any]]
+    moments: ClassVar[int] = 2
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     model: nn.Module
     critic: nn.Module | None = None

@@ -1,1 +1,26 @@
 """One training step per method."""
+
+from __future__ import annotations
+
+import importlib
+
+from ..step import Step
+
+STEPS = {
+    "pwm": "pwm:PwmStep",
+    "fomm": "fomm:FommStep",
+    "dagan": "dagan:DaGanStep",
+    "g3fa": "g3fa:G3faStep",
+    "ostnet": "ostnet:OstNetStep",
+    "depth": "depth:DepthStep",
+    "unsup3d": "unsup3d:Unsup3dStep",
+    "regressor": "regressor:RegressorStep",
+}
+"""Method -> module and class of this package."""
+
+
+def step_class(method: str) -> type[Step]:
+    """The step of a method, imported when it is asked for."""
+    module, name = STEPS[method].split(":")
+    found: type[Step] = getattr(importlib.import_module(f".{module}", __package__), name)
+    return found

@@ -1,0 +1,1 @@
+"""Training configurations, found by name: `headwarp train smoke`."""
