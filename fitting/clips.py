@@ -304,7 +304,7 @@ def _whole_track(source: Source, recipe: Recipe, parts: Path, beat: Beat, report
 
 
 def _cut(reader: VideoReader, takes: Sequence[_Take], beat: Beat) -> None:
-    """Write the clips' pictures, all of a source in one reading."""
+    """Write the clips' pictures, all of a source in one reading, and the sound of each one's time."""
     until = max((take.first + take.frames for take in takes), default=0)
     with ExitStack() as stack:
         writers: dict[str, VideoWriter] = {}
@@ -318,7 +318,13 @@ def _cut(reader: VideoReader, takes: Sequence[_Take], beat: Beat) -> None:
                 assert take.crop is not None
                 if take.name not in writers:
                     take.part.mkdir()
-                    writer = VideoWriter(take.part / "clip.mp4", (take.crop.size, take.crop.size), reader.fps)
+                    writer = VideoWriter(
+                        take.part / "clip.mp4",
+                        (take.crop.size, take.crop.size),
+                        reader.fps,
+                        audio_from=reader.path if reader.has_audio else None,
+                        audio_start=take.recording.start,
+                    )
                     writers[take.name] = stack.enter_context(writer)
                 writers[take.name].write(take.crop.extract(frame.image), frame.time - take.recording.start)
                 if position == take.first + take.frames - 1:

@@ -19,6 +19,7 @@ import wave
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -160,6 +161,43 @@ def test_a_table_of_crops_gives_its_clips(pictures, tmp_path):
     assert (row["first_frame"], row["frames"], row["fps"]) == (4, 12, 50.0)
     assert (row["x"], row["y"], row["side"]) == (128.0, 96.0, 192.0)
     assert set(failures(tmp_path / "out")) == {"train/id7#film#000090#000099", "gone"}
+
+
+def _heard(path: Path) -> tuple[float, float]:
+    """When sound becomes loud in a file, and when it ends, seconds."""
+    heard = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            heard += [(frame.time + k / 48000, abs(value)) for k, value in enumerate(frame.to_ndarray()[0])]
+    times, loudness = np.array(heard).T
+    return float(times[loudness > 0.1].min()), float(times.max())
+
+
+def test_a_clip_keeps_the_sound_of_its_time(pictures, tmp_path):
+    """A tone in the middle of a film is heard 0.16 s earlier in the clip that begins there."""
+    film = tmp_path / "film.mp4"
+    with av.open(str(film), "w") as output:
+        video = output.add_stream("libx264", rate=25)
+        video.width = video.height = 256
+        video.pix_fmt = "yuv420p"
+        sound = output.add_stream("aac", rate=48000)
+        for image in pictures:
+            output.mux(video.encode(av.VideoFrame.from_ndarray(image)))
+        output.mux(video.encode(None))
+        times = np.arange(48000 * len(pictures) // 25) / 48000
+        tone = (0.5 * np.sin(2 * np.pi * 440 * times) * (times > 0.4)).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(tone[None], "fltp", "mono")
+        frame.sample_rate = 48000
+        output.mux(sound.encode(frame))
+        output.mux(sound.encode(None))
+    table = tmp_path / "vox-metadata.csv"
+    table.write_text(
+        "video_id,start,end,bbox,fps,width,height,partition,person_id\nfilm,4,16,64-0-448-384,25,512,512,train,id7\n"
+    )
+    assert fit(table, out=tmp_path / "out")
+    begin, end = _heard(tmp_path / "out" / "train" / "id7#film#000004#000016" / "clip.mp4")
+    assert abs(begin - (_heard(film)[0] - 0.16)) < 0.002
+    assert abs(end - 12 / 25) < 0.03
 
 
 def test_resampling_to_a_frame_rate(small_clip, tmp_path):

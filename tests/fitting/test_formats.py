@@ -332,11 +332,76 @@ def test_a_player_of_the_glb_shows_the_heads_vertices(tmp_path):
     np.testing.assert_array_equal(arrays[primitive["indices"]].reshape(-1, 3), head.faces.numpy())
 
 
+def _obey_gltf(content: dict, arrays: list[np.ndarray]) -> None:
+    """The rules of the glTF 2.0 specification (Khronos, section 3) for what our files hold; an importer relies on
+    them."""
+    assert content["asset"]["version"] == "2.0"
+    bounds = content["buffers"][0]["byteLength"]
+    views, accessors = content["bufferViews"], content["accessors"]
+    for view in views:
+        assert view["buffer"] == 0
+        assert view["byteOffset"] + view["byteLength"] <= bounds
+        assert view.get("target") in (None, 34962, 34963)
+    for accessor, array in zip(accessors, arrays, strict=True):
+        assert accessor["count"] >= 1
+        assert accessor["count"] * array.shape[1] * 4 == views[accessor["bufferView"]]["byteLength"]
+        assert np.isfinite(array).all()
+    nodes = content["nodes"]
+    roots = content["scenes"][content["scene"]]["nodes"]
+    assert len(set(roots)) == len(roots)
+    assert all(0 <= node < len(nodes) for node in roots)
+    assert all(0 <= node.get("mesh", 0) < len(content["meshes"]) for node in nodes)
+    for mesh in content["meshes"]:
+        for primitive in mesh["primitives"]:
+            position = accessors[primitive["attributes"]["POSITION"]]
+            assert {"min", "max"} <= position.keys()  # 3.7.2.1: required for positions
+            assert all(accessors[k]["count"] == position["count"] for k in primitive["attributes"].values())
+            normals = arrays[primitive["attributes"]["NORMAL"]]
+            np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=5e-3)
+            indices = arrays[primitive["indices"]]
+            assert (accessors[primitive["indices"]]["type"], len(indices) % 3) == ("SCALAR", 0)
+            assert indices.max() < position["count"]
+            assert 0 <= primitive["material"] < len(content["materials"])
+            for target in primitive.get("targets", ()):  # 3.7.2.2: as many values, with bounds
+                assert accessors[target["POSITION"]]["count"] == position["count"]
+                assert {"min", "max"} <= accessors[target["POSITION"]].keys()
+            assert len(mesh.get("weights", ())) == len(primitive.get("targets", ()))
+    for animation in content["animations"]:
+        targets = [(c["target"]["node"], c["target"]["path"]) for c in animation["channels"]]
+        assert len(set(targets)) == len(targets)  # 3.11: each property is driven once
+        for channel in animation["channels"]:
+            sampler, node = animation["samplers"][channel["sampler"]], nodes[channel["target"]["node"]]
+            clock, path = accessors[sampler["input"]], channel["target"]["path"]
+            assert "matrix" not in node
+            assert (clock["type"], clock["componentType"]) == ("SCALAR", 5126)
+            assert {"min", "max"} <= clock.keys()
+            times, values = arrays[sampler["input"]][:, 0], accessors[sampler["output"]]
+            assert times[0] >= 0
+            assert (np.diff(times) > 0).all()
+            width = len(content["meshes"][node["mesh"]].get("weights", ())) if path == "weights" else 1
+            assert values["count"] == len(times) * width
+            assert values["type"] == {"rotation": "VEC4", "translation": "VEC3", "weights": "SCALAR"}[path]
+            if path == "rotation":
+                np.testing.assert_allclose(np.linalg.norm(arrays[sampler["output"]], axis=1), 1, atol=1e-5)
+    for camera in content.get("cameras", ()):
+        lens = camera["perspective"]
+        assert 0 < lens["yfov"] < np.pi
+        assert 0 < lens["znear"] < lens["zfar"]
+
+
+@pytest.mark.parametrize("frames", [1, FRAMES])
+def test_the_glb_obeys_the_specification(frames, tmp_path):
+    head = load_head()
+    export_track(_track(head)[:frames], tmp_path / "head.glb", head)
+    _obey_gltf(*_glb(tmp_path / "head.glb"))
+
+
 def test_a_track_that_stands_still_has_no_empty_targets(flame, tmp_path):
     track = _track(flame)[:1]
     track.params = HeadParams.zeros(flame).replace(translation=track.params.translation)
     export_track(track, tmp_path / "still.glb", flame)
-    content, _ = _glb(tmp_path / "still.glb")
+    content, arrays = _glb(tmp_path / "still.glb")
+    _obey_gltf(content, arrays)
     assert "targets" not in content["meshes"][0]["primitives"][0]
     assert {c["target"]["path"] for c in content["animations"][0]["channels"]} == {"rotation", "translation"}
 
