@@ -262,14 +262,24 @@ def total(typingctx, value):  # type: ignore[no-untyped-def]
     return value.dtype(value), codegen
 
 
-@njit
-def fill(array, begin, end, value):  # type: ignore[no-untyped-def]
-    """array[begin:end] = value; numba takes seconds to compile that line."""
-    whole = end - (end - begin) % WIDTH
-    for at in range(begin, whole, WIDTH):
-        store(array, at, splat(value))
-    for at in range(whole, end):
-        put(array, at, value)
+def _choice(comparison: str) -> Callable[..., Any]:
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        emit = builder.fcmp_ordered if isinstance(sig.return_type, types.Float) else builder.icmp_signed
+        return builder.select(emit(comparison, *args), *args)
+
+    return codegen
+
+
+@intrinsic
+def least(typingctx, a, b):  # type: ignore[no-untyped-def]
+    """The smaller of two scalars of one kind; Python's `min` compiles a function for every kind and count."""
+    return a(a, a), _choice("<")
+
+
+@intrinsic
+def most(typingctx, a, b):  # type: ignore[no-untyped-def]
+    """The larger of two scalars of one kind."""
+    return a(a, a), _choice(">")
 
 
 @njit

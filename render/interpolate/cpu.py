@@ -12,7 +12,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .. import threads as _threads
-from ..lanes import WIDTH, copy, fill, get, kernel, load, put, ramp, select, splat, store, total
+from ..lanes import WIDTH, copy, get, kernel, least, load, most, put, ramp, select, splat, store, total
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -47,6 +47,7 @@ def interpolate(
     bad: list[bool] = []
 
     def fill(b: int, top: int, bottom: int) -> None:
+        line = np.empty(0 if padded.shape[2] == channels else width * channels + WIDTH, np.float32)
         bad.append(
             _interpolate(
                 padded[b % len(padded)].reshape(-1),
@@ -60,6 +61,8 @@ def interpolate(
                 top,
                 bottom,
                 image[b].reshape(-1),
+                line,
+                *_row(width),
             )
         )
 
@@ -107,6 +110,8 @@ def interpolate_backward(
                 step,
                 d_attributes[b, first].reshape(-1),
                 d_vertices[b, first].reshape(-1),
+                np.zeros(width * channels + WIDTH, np.float32),
+                *_row(width),
             )
         )
 
@@ -138,7 +143,14 @@ def barycentrics(
         flat = vertices[b].reshape(-1), faces.reshape(-1)
         bad.append(
             _barycentrics(
-                face_id[b].reshape(-1), *flat, perspective, (height, width), top, bottom, weights[b].reshape(-1)
+                face_id[b].reshape(-1),
+                *flat,
+                perspective,
+                (height, width),
+                top,
+                bottom,
+                weights[b].reshape(-1),
+                *_row(width),
             )
         )
 
@@ -156,19 +168,21 @@ def _pad(attributes: NDArray[np.float32]) -> NDArray[np.float32]:
     return padded
 
 
+def _row(width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Room for the corners and the weights of one row of pixels; numba takes long to compile an allocation.
+
+    Corners of pixels without a triangle stay 1, so that nothing divides by zero.
+    """
+    n = -(-width // WIDTH) * WIDTH
+    return np.ones(9 * n, np.float32), np.empty(3 * n, np.float32)
+
+
 def _complain(bad: list[bool]) -> None:
     if any(bad):
         raise ValueError(
             "interpolate: the fragments name triangles, or the triangles vertices, that are not there; pass the "
             "vertices and faces that were rasterised."
         )
-
-
-@njit(error_model="numpy")
-def _blank(count, value):  # type: ignore[no-untyped-def]
-    array = np.empty(count, np.float32)
-    fill(array, 0, count, value)
-    return array
 
 
 @njit(error_model="numpy")
@@ -185,7 +199,7 @@ def _gather(vertices, faces, face_id, start, width, perspective, corners):  # ty
                 3 * np.intp(get(faces, 3 * f + 1)),
                 3 * np.intp(get(faces, 3 * f + 2)),
             )
-            if min(i, j, k) < 0 or max(i, j, k) >= len(vertices):
+            if least(least(i, j), k) < 0 or most(most(i, j), k) >= len(vertices):
                 return True
             put(corners, column, get(vertices, i))
             put(corners, n + column, get(vertices, j))
@@ -245,17 +259,32 @@ def _weigh(corners, row, size, perspective, weights):  # type: ignore[no-untyped
         store(weights, 2 * n + column, u2 * inverse)
 
 
-@kernel("b1(f4[::1],i8,i4[::1],f4[::1],i4[::1],b1,f4,UniTuple(i8,2),i8,i8,f4[::1])")
+@kernel("b1(f4[::1],i8,i4[::1],f4[::1],i4[::1],b1,f4,UniTuple(i8,2),i8,i8,f4[::1],f4[::1],f4[::1],f4[::1])")
 def _interpolate(  # type: ignore[no-untyped-def]
-    attributes, channels, face_id, vertices, faces, perspective, background, size, top, bottom, image
+    attributes,
+    channels,
+    face_id,
+    vertices,
+    faces,
+    perspective,
+    background,
+    size,
+    top,
+    bottom,
+    image,
+    buffer,
+    corners,
+    weights,
 ):
-    """Rows top ... bottom - 1 of one image; returns whether an id was out of range."""
+    """Rows top ... bottom - 1 of one image; returns whether an id was out of range.
+
+    A row is made in `buffer` where channels are not whole steps.
+    """
     width = size[1]
-    n = -(-width // WIDTH) * WIDTH
-    corners, weights = _blank(9 * n, _ONE), np.empty(3 * n, np.float32)
+    n = len(weights) // 3
     stride = -(-channels // WIDTH) * WIDTH
     whole = stride == channels
-    line = image if whole else np.empty(width * channels + WIDTH, np.float32)
+    line = image if whole else buffer
     for row in range(top, bottom):
         start = row * width
         if _gather(vertices, faces, face_id, start, width, perspective, corners):
@@ -279,16 +308,30 @@ def _interpolate(  # type: ignore[no-untyped-def]
     return False
 
 
-@kernel("b1(f4[::1],f4[::1],i8,i4[::1],f4[::1],i4[::1],b1,UniTuple(i8,2),i8,i8,f4[::1],f4[::1])")
+@kernel(
+    "b1(f4[::1],f4[::1],i8,i4[::1],f4[::1],i4[::1],b1,UniTuple(i8,2),i8,i8,f4[::1],f4[::1],f4[::1],f4[::1],f4[::1])"
+)
 def _backward(  # type: ignore[no-untyped-def]
-    grad, attributes, channels, face_id, vertices, faces, perspective, size, first, step, d_attributes, d_vertices
+    grad,
+    attributes,
+    channels,
+    face_id,
+    vertices,
+    faces,
+    perspective,
+    size,
+    first,
+    step,
+    d_attributes,
+    d_vertices,
+    line,
+    corners,
+    weights,
 ):
     """Adds the gradients of rows first, first + step, ...; empty arrays are left out."""
     height, width = size
-    n = -(-width // WIDTH) * WIDTH
-    corners, weights = _blank(9 * n, _ONE), np.empty(3 * n, np.float32)
+    n = len(weights) // 3
     stride = -(-channels // WIDTH) * WIDTH
-    line = _blank(width * channels + WIDTH, _ZERO)
     for row in range(first, height, step):
         start = row * width
         if _gather(vertices, faces, face_id, start, width, perspective, corners):
@@ -377,12 +420,13 @@ def _gate(d, m, turned):  # type: ignore[no-untyped-def]
     return select(m > _ZERO, select(turned, _ZERO - d, d), splat(_ZERO))
 
 
-@kernel("b1(i4[::1],f4[::1],i4[::1],b1,UniTuple(i8,2),i8,i8,f4[::1])")
-def _barycentrics(face_id, vertices, faces, perspective, size, top, bottom, image):  # type: ignore[no-untyped-def]
+@kernel("b1(i4[::1],f4[::1],i4[::1],b1,UniTuple(i8,2),i8,i8,f4[::1],f4[::1],f4[::1])")
+def _barycentrics(  # type: ignore[no-untyped-def]
+    face_id, vertices, faces, perspective, size, top, bottom, image, corners, weights
+):
     """Rows top ... bottom - 1 of one image of weights; returns whether an id was out of range."""
     width = size[1]
-    n = -(-width // WIDTH) * WIDTH
-    corners, weights = _blank(9 * n, _ONE), np.empty(3 * n, np.float32)
+    n = len(weights) // 3
     for row in range(top, bottom):
         if _gather(vertices, faces, face_id, row * width, width, perspective, corners):
             return True

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import threads as _threads
-from ..lanes import WIDTH, fill, get, kernel, load, narrow, put, ramp, select, splat, store
+from ..lanes import WIDTH, get, kernel, least, load, most, narrow, put, ramp, select, splat, store
 from .reference import FAR, LIMIT, NEAR, STEPS
 
 _STEPS, _HALF = float(STEPS), float(STEPS // 2)
@@ -56,10 +56,13 @@ def rasterize(
     bad: list[bool] = []
 
     def draw(b: int, top: int, bottom: int) -> None:
+        ids[b, top:bottom] = -1
+        depths[b, top:bottom] = np.inf
         flat = ids[b].reshape(-1), depths[b].reshape(-1)
-        bad.append(
-            _draw(vertices[b].reshape(-1), faces.reshape(-1), cull, perspective, (height, width), top, bottom, *flat)
-        )
+        mesh = vertices[b].reshape(-1), faces.reshape(-1)
+        n = vertices.shape[1]
+        snapped = np.empty(n), np.empty(n), np.empty(n, np.float32)  # numba takes long to compile an allocation
+        bad.append(_draw(*mesh, cull, perspective, (height, width), top, bottom, *flat, *snapped))
 
     _threads.run(draw, pieces, threads)
     if any(bad):
@@ -68,13 +71,15 @@ def rasterize(
         face_id[:], depth[:] = ids[:, :, :width], depths[:, :, :width]
 
 
-@kernel("b1(f4[::1],i4[::1],b1,b1,UniTuple(i8,2),i8,i8,i4[::1],f4[::1])")
-def _draw(vertices, faces, cull, perspective, size, top, bottom, face_id, depth):  # type: ignore[no-untyped-def]
-    """Rows top ... bottom - 1 of one mesh; returns whether a face named a vertex that is not there."""
+@kernel("b1(f4[::1],i4[::1],b1,b1,UniTuple(i8,2),i8,i8,i4[::1],f4[::1],f8[::1],f8[::1],f4[::1])")
+def _draw(vertices, faces, cull, perspective, size, top, bottom, face_id, depth, xs, ys, ss):  # type: ignore[no-untyped-def]
+    """Rows top ... bottom - 1 of one mesh, into an empty image; returns whether a face named a vertex not there.
+
+    Room for one number per vertex: xs, ys its place in snapped steps, ss what interpolates linearly in depth.
+    """
     height, width = size
-    stride = max(width, WIDTH)
-    n = len(vertices) // 3
-    xs, ys, ss = np.empty(n), np.empty(n), np.empty(n, np.float32)
+    stride = most(width, WIDTH)
+    n = len(xs)
     one, half = np.float32(1), np.float32(0.5)
     scale_x, scale_y = np.float32(width * _HALF), np.float32(height * _HALF)
     for v in range(n):
@@ -87,13 +92,11 @@ def _draw(vertices, faces, cull, perspective, size, top, bottom, face_id, depth)
         put(xs, v, float(math.floor(x)) if good else math.nan)
         put(ys, v, float(math.floor(y)) if good else math.nan)
         put(ss, v, -one / z if perspective else z)
-    fill(face_id, top * stride, bottom * stride, np.int32(-1))
-    fill(depth, top * stride, bottom * stride, np.float32(np.inf))
 
     columns = ramp(0.0) * _STEPS
     for f in range(len(faces) // 3):
         i, j, k = np.intp(get(faces, 3 * f)), np.intp(get(faces, 3 * f + 1)), np.intp(get(faces, 3 * f + 2))
-        if min(i, j, k) < 0 or max(i, j, k) >= n:
+        if least(least(i, j), k) < 0 or most(most(i, j), k) >= n:
             return True
         x0, y0 = get(xs, i), get(ys, i)
         area = (get(xs, j) - x0) * (get(ys, k) - y0) - (get(ys, j) - y0) * (get(xs, k) - x0)
@@ -103,10 +106,10 @@ def _draw(vertices, faces, cull, perspective, size, top, bottom, face_id, depth)
         elif cull or not area > 0:
             continue
         x1, y1, x2, y2 = get(xs, j), get(ys, j), get(xs, k), get(ys, k)
-        left = max(math.ceil((min(x0, x1, x2) - _HALF) * (1 / _STEPS)), 0)
-        right = min(math.floor((max(x0, x1, x2) - _HALF) * (1 / _STEPS)) + 1, width)
-        first = max(math.ceil((min(y0, y1, y2) - _HALF) * (1 / _STEPS)), top)
-        last = min(math.floor((max(y0, y1, y2) - _HALF) * (1 / _STEPS)) + 1, bottom)
+        left = most(math.ceil((least(least(x0, x1), x2) - _HALF) * (1 / _STEPS)), 0)
+        right = least(math.floor((most(most(x0, x1), x2) - _HALF) * (1 / _STEPS)) + 1, width)
+        first = most(math.ceil((least(least(y0, y1), y2) - _HALF) * (1 / _STEPS)), top)
+        last = least(math.floor((most(most(y0, y1), y2) - _HALF) * (1 / _STEPS)) + 1, bottom)
         if left >= right or first >= last:
             continue
 
@@ -118,7 +121,7 @@ def _draw(vertices, faces, cull, perspective, size, top, bottom, face_id, depth)
         low1 = 0.0 if dy1 < 0 or (dy1 == 0 and dx1 > 0) else 1.0
         low2 = 0.0 if dy2 < 0 or (dy2 == 0 and dx2 > 0) else 1.0
         for block in range(left, right, WIDTH):
-            column = min(block, stride - WIDTH)  # near the right border pixels are taken twice, to no effect
+            column = least(block, stride - WIDTH)  # near the right border pixels are taken twice, to no effect
             px, py = column * _STEPS + _HALF, first * _STEPS + _HALF
             e0 = dx0 * (py - y1) - dy0 * (px - x1) - columns * dy0
             e1 = dx1 * (py - y2) - dy1 * (px - x2) - columns * dy1
@@ -135,7 +138,7 @@ def _draw(vertices, faces, cull, perspective, size, top, bottom, face_id, depth)
 
     if perspective:
         for block in range(top * stride, bottom * stride, WIDTH):
-            at = min(block, bottom * stride - WIDTH)
+            at = least(block, bottom * stride - WIDTH)
             s = load(depth, at)
             store(depth, at, select(s < np.float32(0), np.float32(-1) / s, s))
     return False

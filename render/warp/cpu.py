@@ -17,10 +17,11 @@ from ..lanes import (
     WIDTH,
     add_product,
     copy,
-    fill,
     get,
     kernel,
+    least,
     load,
+    most,
     put,
     ramp,
     select,
@@ -63,7 +64,9 @@ def warp(
 
     def fill(b: int, top: int, bottom: int) -> None:
         pixels, vectors, target = flat[b]
-        forward(*pixels, *vectors, shape, meaning, zeros, *target, size, top, bottom)
+        line = np.empty(width * channels + WIDTH if channels < WIDTH else 0, features.dtype)
+        rows = (*_row(width), np.empty(0, np.float32))
+        forward(*pixels, *vectors, shape, meaning, zeros, *target, size, top, bottom, line, *rows)
 
     _threads.run(fill, _threads.bands(batch, height, threads), threads)
 
@@ -94,7 +97,8 @@ def warp_backward(
     touched = np.zeros((batch, n_bands, 2), np.int64)
 
     def measure(b: int, k: int) -> None:
-        touched[b, k] = _extent(*flat[b][2], shape, meaning, zeros, size, edges[k], edges[k + 1])
+        lines, rows, _ = _row(width)
+        touched[b, k] = _extent(*flat[b][2], shape, meaning, zeros, size, edges[k], edges[k + 1], lines, rows)
 
     if n_bands > 1:
         _threads.run(measure, pieces, threads)
@@ -115,6 +119,7 @@ def warp_backward(
         backward(
             *source, *pixels, *vectors, shape, meaning, zeros,
             buffer.reshape(-1), b * height, strip, d_field[b].reshape(-1), size, edges[k], edges[k + 1],
+            *_row(width), np.empty(8 * _whole(width), np.float32),
         )  # fmt: skip
 
     _threads.run(fill, pieces, threads)
@@ -125,6 +130,20 @@ def warp_backward(
     return buffer[: height * batch].reshape(features.shape), d_field
 
 
+def _whole(width: int) -> int:
+    """The width up to a whole step."""
+    return -(-width // WIDTH) * WIDTH
+
+
+def _row(width: int) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
+    """Room for the field, corners and weights of one row; numba takes long to compile an allocation.
+
+    The field is 0 beyond the row, so that nothing there points outside the features.
+    """
+    n = _whole(width)
+    return np.zeros(2 * n, np.float32), np.empty(n, np.int32), np.empty(4 * n, np.float32)
+
+
 def _flat(pixels: NDArray[Any]) -> tuple[NDArray[Any], tuple[int, ...]]:
     """One picture (H, W, C) as all the memory it spans, and its strides in entries."""
     strides = tuple(s // pixels.itemsize for s in pixels.strides)
@@ -133,13 +152,6 @@ def _flat(pixels: NDArray[Any]) -> tuple[NDArray[Any], tuple[int, ...]]:
         return dense.reshape(-1), strides
     span = 1 + sum(s * (n - 1) for s, n in zip(strides, pixels.shape, strict=True))
     return np.lib.stride_tricks.as_strided(pixels, (span,), (pixels.itemsize,)), strides
-
-
-@njit(error_model="numpy")
-def _blank(count):  # type: ignore[no-untyped-def]
-    array = np.empty(count, np.float32)
-    fill(array, 0, count, _ZERO)
-    return array
 
 
 @njit(error_model="numpy")
@@ -154,16 +166,16 @@ def _resize(field, strides, shape, plane, size, row, line, to):  # type: ignore[
             put(line, to + column, get(field, at + column * strides[1]))
         return
     v = (np.float32(row) + _HALF) * (np.float32(rows) / np.float32(height)) - _HALF
-    v = min(max(v, _ZERO), np.float32(rows - 1))
+    v = least(most(v, _ZERO), np.float32(rows - 1))
     above = np.intp(v)
-    below = at + min(above + 1, rows - 1) * strides[0]
+    below = at + least(above + 1, rows - 1) * strides[0]
     v -= np.float32(above)
     above = at + above * strides[0]
     ratio, last = np.float32(columns) / np.float32(width), np.float32(columns - 1)
     for column in range(width):
-        u = min(max((np.float32(column) + _HALF) * ratio - _HALF, _ZERO), last)
+        u = least(most((np.float32(column) + _HALF) * ratio - _HALF, _ZERO), last)
         left = np.intp(u)
-        right = min(left + 1, columns - 1) * strides[1]
+        right = least(left + 1, columns - 1) * strides[1]
         u -= np.float32(left)
         left *= strides[1]
         upper = get(field, above + left) * (_ONE - u) + get(field, above + right) * u
@@ -240,15 +252,28 @@ def _steps(size, pixel):  # type: ignore[no-untyped-def]
 
 
 def _warp(  # type: ignore[no-untyped-def]
-    features, pixel, field, strides, shape, axes, zeros, image, target, size, top, bottom
+    features,
+    pixel,
+    field,
+    strides,
+    shape,
+    axes,
+    zeros,
+    image,
+    target,
+    size,
+    top,
+    bottom,
+    line,
+    lines,
+    corners,
+    weights,
+    none,
 ):
-    """Rows top ... bottom - 1 of one picture."""
+    """Rows top ... bottom - 1 of one picture; `line` is room for one where pixels have fewer channels than a step."""
     width, channels = size[1], size[2]
-    n = -(-width // WIDTH) * WIDTH
+    n = len(corners)
     across, down = _steps(size, pixel)
-    lines, corners, weights = _blank(2 * n), np.empty(n, np.int32), np.empty(4 * n, np.float32)
-    none = np.empty(0, np.float32)
-    line = np.empty(width * channels + WIDTH if channels < WIDTH else 0, image.dtype)
     for row in range(top, bottom):
         _locate(field, strides, shape, axes, zeros, size, pixel, row, lines, corners, weights, none)
         at = row * target[0]
@@ -259,7 +284,7 @@ def _warp(  # type: ignore[no-untyped-def]
             wc, wd = get(weights, 2 * n + column), get(weights, 3 * n + column)
             if channels >= WIDTH:
                 for block in range(0, channels, WIDTH):
-                    k = min(block, channels - WIDTH)
+                    k = least(block, channels - WIDTH)
                     value = add_product(load(features, a + k) * wa, load(features, b + k), wb)
                     value = add_product(value, load(features, c + k), wc)
                     store(image, at + k, add_product(value, load(features, d + k), wd))
@@ -298,18 +323,20 @@ def _backward(  # type: ignore[no-untyped-def]
     size,
     top,
     bottom,
+    lines,
+    corners,
+    weights,
+    slopes,
 ):
     """Gradients by way of rows top ... bottom - 1 of one picture.
 
     Row y of the features has its gradient in row base + y of d_features, but in strip[0] + y for y < strip[1].
     """
     width, channels = size[1], size[2]
-    n = -(-width // WIDTH) * WIDTH
+    n = len(corners)
     across, down = _steps(size, pixel)
     own, limit = base * pixel[0], strip[1] * pixel[0]
     other = strip[0] * pixel[0]
-    lines, corners, weights = _blank(2 * n), np.empty(n, np.int32), np.empty(4 * n, np.float32)
-    slopes = np.empty(8 * n, np.float32)
     for row in range(top, bottom):
         _locate(field, strides, shape, axes, zeros, size, pixel, row, lines, corners, weights, slopes)
         at = row * source[0]
@@ -324,7 +351,7 @@ def _backward(  # type: ignore[no-untyped-def]
             if channels >= WIDTH:
                 la, lb, lc, ld = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
                 for block in range(0, channels, WIDTH):
-                    k = min(block, channels - WIDTH)
+                    k = least(block, channels - WIDTH)
                     g = load(grad, at + k)
                     if k < block:  # the last lanes again: those that were taken already add nothing
                         g = select(ramp(np.float32(k)) < np.float32(block), splat(_ZERO), g)
@@ -363,12 +390,10 @@ def _backward(  # type: ignore[no-untyped-def]
             at += source[1]
 
 
-@kernel("UniTuple(i8,2)(f4[::1],UniTuple(i8,3),UniTuple(i8,2),UniTuple(f4,6),b1,UniTuple(i8,3),i8,i8)")
-def _extent(field, strides, shape, axes, zeros, size, top, bottom):  # type: ignore[no-untyped-def]
+@kernel("UniTuple(i8,2)(f4[::1],UniTuple(i8,3),UniTuple(i8,2),UniTuple(f4,6),b1,UniTuple(i8,3),i8,i8,f4[::1],i4[::1])")
+def _extent(field, strides, shape, axes, zeros, size, top, bottom, line, rows):  # type: ignore[no-untyped-def]
     """First and last row of the features that rows top ... bottom - 1 of the output take something from."""
     height, width = size[0], size[1]
-    line = _blank(-(-width // WIDTH) * WIDTH)
-    rows = np.empty(WIDTH, np.int32)
     first, last = height, 0
     for row in range(top, bottom):
         _resize(field, strides, shape, 1, size, row, line, 0)
@@ -376,20 +401,23 @@ def _extent(field, strides, shape, axes, zeros, size, top, bottom):  # type: ign
         for column in range(0, width, WIDTH):
             upper, _, _, _, _ = _corners(load(line, column) * axes[5] + start, height, zeros)
             store(rows, 0, upper)
-            for k in range(min(WIDTH, width - column)):
-                first, last = min(first, np.intp(get(rows, k))), max(last, np.intp(get(rows, k)))
-    return first, min(last + 1, height - 1)
+            for k in range(least(WIDTH, width - column)):
+                first, last = least(first, np.intp(get(rows, k))), most(last, np.intp(get(rows, k)))
+    return first, least(last + 1, height - 1)
 
 
 _PLACED, _FIELD = "{0}[::1],UniTuple(i8,3)", "f4[::1],UniTuple(i8,3),UniTuple(i8,2),UniTuple(f4,6),b1"
+_ROWS = "f4[::1],i4[::1],f4[::1],f4[::1]"
 _KINDS = {np.dtype(np.float32): "f4", np.dtype(np.uint16): "u2", np.dtype(np.int16): "i2"}
 _FORWARD = {
-    dtype: kernel(f"void({_PLACED},{_FIELD},{_PLACED},UniTuple(i8,3),i8,i8)".format(kind))(_warp)
+    dtype: kernel(f"void({_PLACED},{_FIELD},{_PLACED},UniTuple(i8,3),i8,i8,{{0}}[::1],{_ROWS})".format(kind))(_warp)
     for dtype, kind in _KINDS.items()
 }
 _BACKWARD = {
     dtype: kernel(
-        f"void({_PLACED},{_PLACED},{_FIELD},f4[::1],i8,UniTuple(i8,2),f4[::1],UniTuple(i8,3),i8,i8)".format(kind)
+        f"void({_PLACED},{_PLACED},{_FIELD},f4[::1],i8,UniTuple(i8,2),f4[::1],UniTuple(i8,3),i8,i8,{_ROWS})".format(
+            kind
+        )
     )(_backward)
     for dtype, kind in _KINDS.items()
 }
