@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 something broke, 2 bad input or bad usage, 130 interrupted
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -280,6 +281,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `headwarp` command."""
+    # Between two parallel loops torch's threads wait by spinning, a millisecond by default, on the cores that our
+    # kernels want. Ten times shorter serves both (docs/kernels.md). Read when torch is loaded; the user's word counts.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="headwarp",
