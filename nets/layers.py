@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 SLOPE = 0.2
 """Of the leaky ReLU."""
 
 
 def conv(channels: int, out: int, kernel: int = 3, *, stride: int = 1, bias: bool = True, spectral: bool) -> nn.Module:
-    """A convolution that keeps the size, or divides it by `stride`; with spectral norm (Miyato et al. 2018) if wanted."""
+    """A convolution that keeps the size or divides it by `stride`; `spectral` norm as Miyato et al. (2018)."""
     layer = nn.Conv2d(channels, out, kernel, stride, (kernel - 1) // 2, bias=bias)
     return parametrizations.spectral_norm(layer) if spectral else layer
 
@@ -69,18 +73,31 @@ class SpadeBlock(nn.Module):
 
 
 class SpadeResBlock(nn.Module):
-    """The residual block of SPADE: two modulated convolutions around a modulated 1 x 1 shortcut."""
+    """The residual block of SPADE: two modulated convolutions around a modulated 1 x 1 shortcut.
 
-    def __init__(self, channels: int, out: int, guidance: int, hidden: int = 128, *, spectral: bool = True) -> None:
+    `spectral` norm on the three convolutions; on those inside the modulations too unless `spectral_norms` is False.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        guidance: int,
+        hidden: int = 128,
+        *,
+        spectral: bool = True,
+        spectral_norms: bool = True,
+    ) -> None:
         super().__init__()
         middle = min(channels, out)
-        self.norm_0 = Spade(channels, guidance, hidden, spectral=spectral)
-        self.norm_1 = Spade(middle, guidance, hidden, spectral=spectral)
+        inner = spectral and spectral_norms
+        self.norm_0 = Spade(channels, guidance, hidden, spectral=inner)
+        self.norm_1 = Spade(middle, guidance, hidden, spectral=inner)
         self.conv_0 = conv(channels, middle, spectral=spectral)
         self.conv_1 = conv(middle, out, spectral=spectral)
         self.learned_shortcut = channels != out
         if self.learned_shortcut:
-            self.norm_s = Spade(channels, guidance, hidden, spectral=spectral)
+            self.norm_s = Spade(channels, guidance, hidden, spectral=inner)
             self.conv_s = conv(channels, out, 1, bias=False, spectral=spectral)
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
@@ -90,5 +107,194 @@ class SpadeResBlock(nn.Module):
         return shortcut + y
 
 
-# FOMM helper: your uncommitted AntiAlias, Hourglass, corner_grid were overwritten here by mistake (PWM helper, 13:28).
-# Please add them back below and delete this note.
+_SPECTRAL_NAMES = {
+    "weight_orig": "parametrizations.weight.original",
+    "weight_u": "parametrizations.weight.0._u",
+    "weight_v": "parametrizations.weight.0._v",
+}
+
+
+def rename_spectral(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the names of the older `torch.nn.utils.spectral_norm`, which published checkpoints use, in
+    those of `conv`; other names stay."""
+    renamed = {}
+    for name, value in state.items():
+        head, _, last = name.rpartition(".")
+        renamed[f"{head}.{_SPECTRAL_NAMES[last]}" if last in _SPECTRAL_NAMES else name] = value
+    return renamed
+
+
+def corner_grid(height: int, width: int, like: Tensor) -> Tensor:
+    """(H, W, 2) x, y of every pixel, where -1 and 1 are the *centres* of the border pixels, as in FOMM."""
+    x = torch.linspace(-1, 1, width, dtype=like.dtype, device=like.device)
+    y = torch.linspace(-1, 1, height, dtype=like.dtype, device=like.device)
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1)
+
+
+class AntiAlias(nn.Module):
+    """FOMM's shrinking by a whole factor: a Gaussian against aliasing, then every (1 / scale)-th pixel from the first.
+
+    sigma = (1 / scale - 1) / 2, cut at 4 sigma; outside the picture lies 0.
+    """
+
+    weight: Tensor
+
+    def __init__(self, channels: int, scale: float) -> None:
+        super().__init__()
+        self.stride = round(1 / scale)
+        if abs(self.stride * scale - 1) > 1e-6:
+            raise ValueError(f"AntiAlias: scale must be 1 over a whole number, got {scale}.")
+        sigma = (self.stride - 1) / 2
+        radius = round(4 * sigma)
+        x = torch.arange(-radius, radius + 1, dtype=torch.float64)
+        line = torch.exp(-0.5 * (x / sigma) ** 2) if sigma > 0 else torch.ones(1, dtype=torch.float64)
+        kernel = line[:, None] * line
+        self.register_buffer("weight", (kernel / kernel.sum()).float().expand(channels, 1, -1, -1).clone())
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.stride == 1:
+            return image
+        radius = self.weight.shape[-1] // 2
+        return F.conv2d(image, self.weight, stride=self.stride, padding=radius, groups=len(self.weight))
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm, ReLU: FOMM's `SameBlock2d`, and what its halving and doubling blocks are made of.
+
+    `folded()` of this and the following blocks is a stand-in that computes the same faster and cannot be trained.
+    """
+
+    def __init__(self, channels: int, out: int, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, kernel, padding=kernel // 2)
+        self.norm = nn.BatchNorm2d(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)))
+
+    def _convolution(self) -> nn.Conv2d:
+        """The convolution with the batch norm's running statistics in its weights."""
+        return fuse_conv_bn_eval(self.conv, self.norm)
+
+    def folded(self) -> nn.Module:
+        return nn.Sequential(self._convolution(), nn.ReLU(inplace=True))
+
+
+class Down(ConvNorm):
+    """`ConvNorm`, then means of 2 x 2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(super().forward(x), 2)
+
+    def folded(self) -> nn.Module:
+        return nn.Sequential(self._convolution(), nn.ReLU(inplace=True), nn.AvgPool2d(2))
+
+
+class Up(ConvNorm):
+    """Every pixel twice each way, then `ConvNorm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2))
+
+    def folded(self) -> nn.Module:
+        return nn.Sequential(DoublingConv(self._convolution()), nn.ReLU(inplace=True))
+
+
+class DoublingConv(nn.Module):
+    """A 3 x 3 convolution (padding 1) of a picture whose pixels stand twice each way, from the small picture: 16
+    products per small pixel in place of 36.
+
+    The four large pixels around the corner of four small ones see only these four, so one 2 x 2 convolution with four
+    times the outputs makes all of them; its weights are sums of the 3 x 3 ones.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        kernel = conv.weight.detach()  # (out, in, 3, 3)
+        # of the large row above a small row's lower edge and of the one below it: which small row each tap meets
+        above = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).to(kernel)
+        below = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]).to(kernel)
+        side = torch.stack([above, below])  # (2 large, 2 small, 3 taps)
+        weight = torch.einsum("yap,xbq,oipq->oyxiab", side, side, kernel)
+        self.weight = nn.Parameter(weight.flatten(0, 2).contiguous(), requires_grad=False)
+        bias = kernel.new_zeros(len(kernel)) if conv.bias is None else conv.bias.detach()
+        self.bias = nn.Parameter(bias.repeat_interleave(4), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pixel_shuffle(F.conv2d(x, self.weight, self.bias, padding=1), 2)
+        return y[:, :, 1:-1, 1:-1]
+
+
+class Res(nn.Module):
+    """x + conv(ReLU(norm(conv(ReLU(norm(x))))))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.norm2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.relu(self.norm1(x)))
+        return x + self.conv2(F.relu(self.norm2(y)))
+
+    def folded(self) -> nn.Module:
+        return _FoldedRes(self)
+
+
+class _FoldedRes(nn.Module):
+    def __init__(self, block: Res) -> None:
+        super().__init__()
+        self.norm1 = block.norm1
+        self.conv1 = fuse_conv_bn_eval(block.conv1, block.norm2)
+        self.conv2 = block.conv2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu_(self.conv1(F.relu_(self.norm1(x))))
+        return self.conv2(y).add_(x)
+
+
+class _HourglassEncoder(nn.Module):
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__()
+        self.down_blocks = nn.ModuleList(Down(a, b) for a, b in pairwise(widths))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = [x]
+        for block in self.down_blocks:
+            maps.append(block(maps[-1]))
+        return maps
+
+
+class _HourglassDecoder(nn.Module):
+    def __init__(self, channels: list[int], widths: list[int]) -> None:
+        super().__init__()
+        self.up_blocks = nn.ModuleList(Up(a, b) for a, b in zip(channels, widths, strict=True))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        maps = list(maps)
+        x = maps.pop()
+        for block in self.up_blocks:
+            x = torch.cat([block(x), maps.pop()], 1)
+        return x
+
+
+class Hourglass(nn.Module):
+    """FOMM's UNet: `blocks` halvings and doublings, each doubled map beside the map of its size on the way down.
+
+    (B, C, H, W) -> (B, `channels_out` = block_expansion + C, H, W); H and W are multiples of 2 ** blocks.
+    """
+
+    def __init__(self, block_expansion: int, channels: int, blocks: int, max_features: int) -> None:
+        super().__init__()
+        wide = [min(max_features, block_expansion * 2**i) for i in range(blocks + 1)]
+        ups = range(blocks - 1, -1, -1)
+        self.encoder = _HourglassEncoder([channels, *wide[1:]])
+        self.decoder = _HourglassDecoder(
+            [wide[i + 1] * (1 if i == blocks - 1 else 2) for i in ups], [wide[i] for i in ups]
+        )
+        self.channels_out = block_expansion + channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
