@@ -1,0 +1,1 @@
+"""Judging models: pairs of pictures by protocol, metrics that say what they are, reports and paired comparisons."""
