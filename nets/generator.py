@@ -1,0 +1,249 @@
+"""The generator of FOMM and DaGAN: features of the source, moved by the dense motion, become the picture.
+
+    source --first, down_blocks--> features --warp, occlusion--> f --AttnModule--> f' --decoder--> picture
+    disparity of the source --src_first, src_down_blocks--> query of the attention ---^
+
+FOMM (Siarohin et al. 2019) has no attention. DaGAN (Hong et al., "Depth-aware generative adversarial network for
+talking head video generation", 2022, section 3.3) asks, with the depth of the source, where in the moved features to
+look.
+Feature maps are (B, C, h, w), h = H / 2 ** num_down_blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..render.warp import sample
+from .dense_motion import DenseMotion, DenseMotionConfig, DenseMotionNetwork, warp_features
+from .keypoints import Motion
+from .layers import ConvNorm, Down, Res, SpadeResBlock, Up, leaky
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """`generator_params` of FOMM's YAML files."""
+
+    block_expansion: int = 64
+    """Channels at full resolution; doubled at every halving."""
+    max_features: int = 512
+    num_down_blocks: int = 2
+    num_bottleneck_blocks: int = 6
+    estimate_occlusion_map: bool = True
+    dense_motion_params: DenseMotionConfig = field(default_factory=DenseMotionConfig)
+
+
+@dataclass
+class SourceState:
+    """What of a source does not depend on the driver."""
+
+    image: Tensor
+    """(B, 3, H, W) in [0, 1]."""
+    motion: Motion
+    """(B) its own keypoints."""
+    small: Tensor
+    """(B, 3, h, w) the picture as the dense motion sees it."""
+    features: Tensor
+    """(B, C, h, w)"""
+    disparity: Tensor | None = None
+    """(B, 1, H, W) in (0, 1), 1 is near; where a network uses depth."""
+    query: Tensor | None = None
+    """(B, C / 8, h, w) of the attention, where it comes from the depth."""
+
+    def expand(self, batch: int) -> SourceState:
+        """One source for a batch of driving frames."""
+        if len(self.image) == batch:
+            return self
+
+        def each(tensor: Tensor) -> Tensor:
+            return tensor.expand(batch, -1, -1, -1)
+
+        return SourceState(
+            each(self.image),
+            self.motion.expand(batch),
+            each(self.small),
+            each(self.features),
+            None if self.disparity is None else each(self.disparity),
+            None if self.query is None else each(self.query),
+        )
+
+
+@dataclass
+class Output:
+    """A rendered batch."""
+
+    image: Tensor
+    """(B, 3, H, W) in [0, 1]."""
+    dense: DenseMotion
+    features: Tensor
+    """(B, C, h, w) of the source, warped and dimmed by the occlusion: what the attention is asked about."""
+
+
+class Attention(nn.Module):
+    """DaGAN's attention, official names (its `AttnModule`).
+
+        out = gamma softmax(q^T k) v + f,   q = ReLU(query_conv(d)), k = ReLU(key_conv(f)), v = ReLU(value_conv(f))
+
+    over the h w positions, without a division by sqrt(channels); d is the depth features of the *unmoved* source
+    (cross-modal attention), or f itself (self-attention). gamma starts at 0.
+    """
+
+    CHUNK = 512
+    """Queries at a time on a CPU, so that the weights of all positions (64 MB at 64 x 64) never exist."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query_conv = nn.Conv2d(channels, channels // 8, 1)
+        self.key_conv = nn.Conv2d(channels, channels // 8, 1)
+        self.value_conv = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def query(self, guide: Tensor) -> Tensor:
+        """(B, C / 8, h, w) from the features that ask."""
+        return F.relu(self.query_conv(guide))
+
+    def forward(self, query: Tensor, features: Tensor) -> Tensor:
+        q = query.flatten(2).mT  # (B, N, C / 8)
+        k = F.relu(self.key_conv(features)).flatten(2).mT
+        v = F.relu(self.value_conv(features)).flatten(2).mT  # (B, N, C)
+        if features.device.type == "cpu":
+            parts = [(part @ k.mT).softmax(-1) @ v for part in q.split(self.CHUNK, 1)]
+            found = torch.cat(parts, 1)
+        else:
+            found = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        return torch.addcmul(features, self.gamma, found.mT.unflatten(2, features.shape[2:]))
+
+    def weights(self, query: Tensor, features: Tensor, row: int, column: int) -> Tensor:
+        """(B, h, w) where one position of the query looks; the sum is 1."""
+        k = F.relu(self.key_conv(features))
+        logits = (query[:, :, row, column, None, None] * k).sum(1)
+        return logits.flatten(1).softmax(1).unflatten(1, logits.shape[1:])
+
+
+class _Bottleneck(nn.Sequential):
+    def __init__(self, channels: int, blocks: int) -> None:
+        super().__init__()
+        for i in range(blocks):
+            self.add_module(f"r{i}", Res(channels))
+
+
+class SpadeDecoder(nn.Module):
+    """DaGAN's second decoder, official names; its label map is 4 channels of the features and the warped picture."""
+
+    def __init__(self, channels: int, num_channels: int = 3) -> None:
+        super().__init__()
+
+        def block(channels: int, out: int) -> SpadeResBlock:
+            return SpadeResBlock(channels, out, 4 + num_channels, spectral_norms=False)
+
+        self.compress = nn.Conv2d(channels, 4, 3, padding=1)
+        self.fc = nn.Conv2d(channels, 2 * channels, 3, padding=1)
+        self.G_middle_0 = block(2 * channels, 2 * channels)
+        self.G_middle_1 = block(2 * channels, 2 * channels)
+        self.G_middle_2 = block(2 * channels, 2 * channels)
+        self.up_0 = block(2 * channels, channels)
+        self.up_1 = block(channels, channels // 4)
+        self.conv_img = nn.Conv2d(channels // 4, num_channels, 3, padding=1)
+
+    def forward(self, features: Tensor, warped: Tensor) -> Tensor:
+        """(B, 3, H, W) from (B, C, H / 4, W / 4) features and the (B, 3, H, W) warped, dimmed source."""
+        label = torch.cat([F.interpolate(self.compress(features), warped.shape[2:]), warped], 1)
+        x = self.fc(features)
+        coarse = F.interpolate(label, x.shape[2:])
+        for block in (self.G_middle_0, self.G_middle_1, self.G_middle_2):
+            x = block(x, coarse)
+        for block in (self.up_0, self.up_1):
+            x = F.interpolate(x, scale_factor=2)
+            x = block(x, F.interpolate(label, x.shape[2:]))
+        return self.conv_img(leaky(x)).sigmoid()
+
+
+class Generator(nn.Module):
+    """FOMM's `OcclusionAwareGenerator` (no attention, residual decoder), DaGAN's `DepthAwareGenerator` (attention by
+    depth) and `SPADEDepthAwareGenerator` (SPADE decoder), official names."""
+
+    def __init__(
+        self,
+        num_kp: int,
+        num_channels: int = 3,
+        *,
+        config: GeneratorConfig = GeneratorConfig(),
+        attention: Literal["none", "self", "depth"] = "none",
+        decoder: Literal["residual", "spade"] = "residual",
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        self.attention, self.align_corners = attention, align_corners
+        self.dense_motion_network = DenseMotionNetwork(
+            num_kp,
+            num_channels,
+            estimate_occlusion_map=config.estimate_occlusion_map,
+            align_corners=align_corners,
+            config=config.dense_motion_params,
+        )
+        halvings = range(config.num_down_blocks + 1)
+        wide = [min(config.max_features, config.block_expansion * 2**i) for i in halvings]
+
+        def downs() -> nn.ModuleList:
+            return nn.ModuleList(Down(wide[i], wide[i + 1]) for i in range(config.num_down_blocks))
+
+        self.first = ConvNorm(num_channels, config.block_expansion, 7)
+        self.down_blocks = downs()
+        if attention == "depth":
+            self.src_first = ConvNorm(1, config.block_expansion, 7)
+            self.src_down_blocks = downs()
+        if attention != "none":
+            self.AttnModule = Attention(wide[-1])
+        self.decoder: SpadeDecoder | None = None
+        if decoder == "spade":
+            self.decoder = SpadeDecoder(wide[-1], num_channels)
+            return
+        self.up_blocks = nn.ModuleList(Up(wide[i + 1], wide[i]) for i in reversed(range(config.num_down_blocks)))
+        self.bottleneck = _Bottleneck(wide[-1], config.num_bottleneck_blocks)
+        self.final = nn.Conv2d(config.block_expansion, num_channels, 7, padding=3)
+
+    def encode(self, image: Tensor, motion: Motion, disparity: Tensor | None = None) -> SourceState:
+        """All work on a source (B, 3, H, W) that is the same for every driving frame.
+
+        Args:
+            motion: its keypoints.
+            disparity: (B, 1, H, W), needed by the attention by depth.
+        """
+        features = self.first(image)
+        for block in self.down_blocks:
+            features = block(features)
+        query = None
+        if self.attention == "depth":
+            assert disparity is not None
+            depth = self.src_first(disparity)
+            for block in self.src_down_blocks:
+                depth = block(depth)
+            query = self.AttnModule.query(depth)
+        return SourceState(image, motion, self.dense_motion_network.down(image), features, disparity, query)
+
+    def forward(self, source: SourceState, motion: Motion) -> Output:
+        """The source with the given motion; a source of batch 1 serves any number of motions."""
+        source = source.expand(len(motion))
+        dense = self.dense_motion_network(source.small, motion, source.motion)
+        moved = warp_features(source.features, dense, align_corners=self.align_corners)
+        features = moved
+        if self.attention != "none":
+            query = self.AttnModule.query(moved) if source.query is None else source.query
+            features = self.AttnModule(query, moved)
+        if self.decoder is not None:
+            image = self.decoder(features, warp_features(source.image, dense, align_corners=self.align_corners))
+        else:
+            features = self.bottleneck(features)
+            for block in self.up_blocks:
+                features = block(features)
+            image = self.final(features).sigmoid()
+        return Output(image, dense, moved)
+
+    def deformed(self, source: SourceState, dense: DenseMotion) -> Tensor:
+        """(B, 3, H, W): the source picture itself, warped; for looking at."""
+        image = source.image.expand(len(dense.deformation), -1, -1, -1)
+        return sample(image, dense.deformation, align_corners=self.align_corners)
