@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ..geom.camera import Camera, WeakPerspective
 from ..geom.head import HeadModel, HeadParams
 from ..render.guidance import code_image, displacement_map, nmfc_codes
-from ..render.rasterize import rasterize
+from ..render.rasterize import Fragments, rasterize
 from ..render.warp import warp
 from .layers import SpadeBlock, SpadeResBlock, conv, fold_spectral_norm, leaky
 
@@ -261,77 +261,86 @@ class Pwm(nn.Module):
             )
 
 
+@dataclass(frozen=True)
+class Posed:
+    """Heads in a picture."""
+
+    vertices: Tensor
+    """(B, V, 3) NDC and depth."""
+    size: tuple[int, int]
+    """(H, W) of the picture."""
+    perspective: bool
+    """Whether a perspective camera sees them."""
+
+
 class Guide:
     """Draws guidance for a network from a head's parameters.
 
-        guide = Guide(head, model)
+        guide = Guide(head, model.config)
         source = guide.pose(source_params, camera, size)
-        state = model.encode_source(image, guide.source(source, size))
+        state = model.encode_source(image, guide.source(source, model.codes))
         for params in driving:
-            output = model.render(state, guide.driving(source, guide.pose(params, camera, size), size))
+            output = model.render(state, guide.driving(source, guide.pose(params, camera, size), model.codes))
 
-    Gradients reach the learned codes, and the heads' parameters.
+    Gradients reach the learned codes.
     """
 
-    def __init__(self, head: HeadModel, model: Pwm, *, leave_out: tuple[str, ...] = UNSOLVED) -> None:
+    def __init__(self, head: HeadModel, config: PwmConfig, *, leave_out: tuple[str, ...] = UNSOLVED) -> None:
         """
         Args:
-            head: any; the codes belong to its vertices.
-            model: says what is drawn, and has the codes.
+            head: any.
+            config: of the network; says what is drawn.
             leave_out: names of parts that are not drawn. Heads without these parts are drawn whole.
         """
-        if model.codes is not None and len(model.codes) != len(head.v_template):
+        if config.has_codes and config.vertices != len(head.v_template):
             raise ValueError(
-                f"Guide: the network has codes for {len(model.codes)} vertices (head '{model.config.head}'), and head "
+                f"Guide: the network has codes for {config.vertices} vertices (head '{config.head}'), and head "
                 f"'{head.name}' has {len(head.v_template)}. Codes belong to one head model."
             )
-        self.head, self.model, self.config = head, model, model.config
-        hidden = [name for name in leave_out if name in head.part_names]
-        faces = head.faces
-        if hidden:
-            kept = torch.ones(len(faces), dtype=torch.bool, device=faces.device)
-            kept[head.part_faces(*hidden)] = False
-            faces = faces[kept]
-        self.faces = faces
-        self._perspective = True
+        self.head, self.config = head, config
+        kept = torch.ones(len(head.faces), dtype=torch.bool, device=head.faces.device)
+        for name in set(leave_out) & set(head.part_names):
+            kept[head.part_faces(name)] = False
+        self.faces = head.faces[kept]
 
-    def pose(self, params: HeadParams, camera: Camera | WeakPerspective, size: tuple[int, int]) -> Tensor:
-        """(B, V, 3) NDC and depth of B heads, in pictures of `size` (H, W) seen by `camera`."""
-        self._perspective = isinstance(camera, Camera)
-        return camera.ndc(self.head(params), size)
+    def pose(self, params: HeadParams, camera: Camera | WeakPerspective, size: tuple[int, int]) -> Posed:
+        """B heads in pictures of `size` (H, W) seen by `camera`."""
+        return Posed(camera.ndc(self.head(params), size), size, isinstance(camera, Camera))
 
-    def source(self, source: Tensor, size: tuple[int, int]) -> Tensor | None:
-        """(B, `source_channels`, H, W) codes drawn on the source heads (B, V, 3), for `Pwm.encode_source`."""
-        codes = self._codes()
+    def source(self, source: Posed, codes: Tensor | None = None) -> Tensor | None:
+        """(B, `source_channels`, H, W) codes drawn on the source heads, for `Pwm.encode_source`.
+
+        Args:
+            codes: (V, d) `Pwm.codes`; None where the network has none.
+        """
+        codes = self._codes(codes)
         if codes is None:
             return None
-        return code_image(codes, source, self.faces, size, perspective=self._perspective)
+        return code_image(codes, source.vertices, self.faces, source.size, perspective=source.perspective)
 
-    def driving(self, source: Tensor, driving: Tensor, size: tuple[int, int]) -> Guidance:
-        """Guidance of frames of `size` (H, W) from source and driving heads (B, V, 3).
-
-        It is drawn at half that size, the finest at which the network looks at it.
-        """
-        half = size[0] // 2, size[1] // 2
-        perspective = self._perspective
-        fragments = rasterize(driving, self.faces, half, perspective=perspective)
+    def driving(self, source: Posed, driving: Posed, codes: Tensor | None = None) -> Guidance:
+        """Guidance of frames that show `driving`, (B, G, H/2, W/2): the finest at which the network looks at it."""
+        half = driving.size[0] // 2, driving.size[1] // 2
+        fragments, perspective = self.rasterize(driving, half), driving.perspective
         drawn, displacement = [], None
         if self.config.has_displacement:
-            displacement = displacement_map(
-                source, driving, self.faces, half, perspective=perspective, fragments=fragments
-            )
+            meshes = source.vertices, driving.vertices, self.faces
+            displacement = displacement_map(*meshes, half, perspective=perspective, fragments=fragments)
             drawn.append(displacement)
             if self.config.extrapolate:
                 displacement = extrapolate(displacement, (fragments.face_id >= 0)[:, None])
-        codes = self._codes()
+        codes = self._codes(codes)
         if codes is not None:
-            drawn.append(code_image(codes, driving, self.faces, half, perspective=perspective, fragments=fragments))
+            mesh = driving.vertices, self.faces
+            drawn.append(code_image(codes, *mesh, half, perspective=perspective, fragments=fragments))
         return Guidance(torch.cat(drawn, 1), displacement)
 
-    def _codes(self) -> Tensor | None:
-        if self.config.guidance == "nmfc":
-            return nmfc_codes(self.head.v_template)
-        return self.model.codes
+    def rasterize(self, posed: Posed, size: tuple[int, int]) -> Fragments:
+        """Which of `faces` the pixels of a picture of `size` show."""
+        return rasterize(posed.vertices, self.faces, size, perspective=posed.perspective)
+
+    def _codes(self, codes: Tensor | None) -> Tensor | None:
+        return nmfc_codes(self.head.v_template) if self.config.guidance == "nmfc" else codes
 
 
 def extrapolate(values: Tensor, mask: Tensor) -> Tensor:
