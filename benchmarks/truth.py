@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass
 from functools import cache as once
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -74,7 +75,7 @@ def draw(seed: int, *, cache: Path | None = None) -> Subject:
     for frame in range(len(params)):
         drawn = render_head(head, params[frame], camera, appearance, (SIZE, SIZE), first=frame).image[0]
         image = (drawn.permute(1, 2, 0) * 255).round().byte().numpy()
-        pictures.append(cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
+        pictures.append(np.asarray(cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]))
     if path is not None:
         _write(path, pictures, params, camera)
     return Subject(seed, [_decode(picture) for picture in pictures], params, camera)
@@ -119,7 +120,7 @@ def _origin() -> dict[str, str]:
     return {"head_sha256": load_head().sha256, "renderer_sha256": digest.hexdigest(), "scenes": SCENES}
 
 
-def _write(path: Path, pictures: list[NDArray[np.uint8]], params: HeadParams, camera: Camera) -> None:
+def _write(path: Path, pictures: list[NDArray[Any]], params: HeadParams, camera: Camera) -> None:
     arrays = {f"params.{name}": value.numpy() for name, value in params.asdict().items()}
     arrays |= {"focal": camera.focal.numpy(), "principal": camera.principal.numpy()}
     arrays |= {"jpeg": np.concatenate([p.ravel() for p in pictures]), "bytes": np.array([p.size for p in pictures])}
@@ -145,6 +146,8 @@ def _read(seed: int, path: Path) -> Subject | None:
     return Subject(seed, images, HeadParams(**fields), camera)
 
 
-def _decode(picture: NDArray[np.uint8]) -> Picture:
-    image: Picture = np.ascontiguousarray(cv2.imdecode(picture, cv2.IMREAD_COLOR)[..., ::-1])
-    return image
+def _decode(picture: NDArray[Any]) -> Picture:
+    image = cv2.imdecode(picture, cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError("draw: a picture of the cache is damaged; remove the folder.")
+    return np.ascontiguousarray(image[..., ::-1], np.uint8)
