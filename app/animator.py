@@ -27,16 +27,15 @@ from ..geom.transfer import soft_limit
 from ..media.crop import Crop
 from ..media.errors import InputError
 from ..media.image import load_image
-from ..render.geometric import GeometricRenderer, Observation, SourceState
+from ..render.geometric import Observation
+from .models import GEOMETRIC, make_renderer
+from .output import Picture
 
 if TYPE_CHECKING:
     from .animate import Animated
 
-Picture = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-MARK = {"comment": "AI-generated: a portrait changed by headwarp"}
-"""Written into every file that the commands make."""
 CROP_SCALE = 2.3
 """Side of the crop in face sizes (the longer side of the landmarks' box): hair, neck and some shoulder."""
 CROP_SHIFT = 0.1
@@ -60,7 +59,8 @@ class Portrait:
     square: Crop
     """What moves. Its corners are whole pixels and its size is its side (unless it is larger than
     `MAX_OUTPUT`), so that pasting it back changes nothing but what moved."""
-    state: SourceState
+    state: Any
+    """What the renderer made of the picture."""
 
 
 class Stage:
@@ -70,13 +70,14 @@ class Stage:
         head: the head model.
         size: pixels of the square that the motion is computed in.
         crop: False: whole pictures move, not squares around the face.
+        model: geometric, or a model file.
     """
 
-    def __init__(self, head: HeadModel, *, size: int = 512, crop: bool = True) -> None:
+    def __init__(self, head: HeadModel, *, size: int = 512, crop: bool = True, model: str = GEOMETRIC) -> None:
         if not 128 <= size <= 1024:
             raise InputError(f"The working size must be from 128 to 1024 pixels, got {size}.")
         self.head, self.size, self.crop = head, size, crop
-        self.renderer = GeometricRenderer(head)
+        self.renderer = make_renderer(model, head)
 
     def prepare(
         self, picture: Picture, landmarks: Floats, params: HeadParams, camera: Camera, square: Crop | None = None
@@ -136,6 +137,7 @@ class Animator:
         crop: find the face and move a square around it; False: the whole picture is that square already.
         size: pixels of the square that the motion is computed in; the result has the picture's own resolution.
         max_side: larger files are reduced to this longer side.
+        model: what moves it: geometric, or the file of a model that is driven by a head (pwm).
     Attributes:
         problems: sentences about what the user may want to know, such as that there are several faces.
     Raises:
@@ -151,9 +153,10 @@ class Animator:
         crop: bool = True,
         size: int = 512,
         max_side: int = 1920,
+        model: str = GEOMETRIC,
     ) -> None:
         self.head = shared_head(head) if isinstance(head, str) else head
-        self.stage = Stage(self.head, size=size, crop=crop)
+        self.stage = Stage(self.head, size=size, crop=crop, model=model)
         self.problems: list[str] = []
         name = "the picture" if isinstance(source, np.ndarray) else str(source)
         picture = source if isinstance(source, np.ndarray) else load_image(source, max_side=max_side)

@@ -23,7 +23,8 @@ from ..fitting.options import FitOptions
 from .options import AnimateOptions
 
 if TYPE_CHECKING:
-    from .animator import Animator, Picture
+    from .animator import Animator
+    from .output import Picture
 
 Source = Annotated[Path, arg(aliases=["-s"], help="Portrait, or a video to be re-animated.")]
 Portrait = Annotated[Path, arg(aliases=["-s"], help="Picture of a face.")]
@@ -96,6 +97,8 @@ class _Still:
     source: Portrait
     output: Output
     """A picture: .png, .jpg, .webp, .bmp or .tif."""
+    model: str = "geometric"
+    """What moves the portrait: geometric (no learned weights), or the file of a pwm model."""
     crop_only: bool = False
     """Write the face crop instead of the whole picture."""
     no_crop: bool = False
@@ -118,14 +121,19 @@ class _Still:
         if self.max_side < 64:
             raise InputError(f"The longer side must be at least 64 pixels, got {self.max_side}.")
         animator = Animator(
-            self.source, size=self.size, crop=not self.no_crop, face=self.source_face, max_side=self.max_side
+            self.source,
+            size=self.size,
+            crop=not self.no_crop,
+            face=self.source_face,
+            max_side=self.max_side,
+            model=self.model,
         )
         _print_notes(animator.problems)
         return animator
 
     def _save(self, picture: Picture) -> None:
         from ..media.image import save_image
-        from .animator import MARK
+        from .output import MARK
 
         save_image(self.output, picture, metadata=MARK)
         print(self.output)

@@ -10,6 +10,9 @@ from typing import Literal
 class AnimateOptions:
     """Options of `animate`; the command line's flags are these fields."""
 
+    model: str = "geometric"
+    """What moves the portrait: geometric (no learned weights), or a model file: a pwm model, or a keypoint model (fomm,
+    dagan, g3fa, ostnet) that `headwarp convert` or `headwarp train` made."""
     motion: Literal["relative", "absolute"] = "relative"
     """relative: the source's own pose and expression are the neutral, the driver's first face is its rest.
     absolute: take the driver's pose and expression as they are."""
@@ -18,10 +21,14 @@ class AnimateOptions:
     strength: float = 1.0
     """Multiplies relative motion, 0 to 3; 1 = as driven."""
     rest: str = "first"
-    """Driving frame that counts as rest in relative motion: first, best (most neutral and frontal; reads the clip
-    twice) or a frame number."""
+    """Driving frame that counts as rest in relative motion: first, best (most neutral and frontal, with a keypoint
+    model the most like the source; reads the clip twice) or a frame number."""
     smooth: float = 1.0
     """Smoothing of the motion over time: 0 = none, 1 = takes the jitter away, more = lazier motion."""
+    adapt_scale: bool = False
+    """Keypoint models: movements grow or shrink with the size of the face; the others always do so."""
+    jacobian: bool = True
+    """Keypoint models: --no-jacobian keeps the driver's local affine maps in relative motion."""
     crop_only: bool = False
     """Write the animated face crop, without pasting it back."""
     no_crop: bool = False

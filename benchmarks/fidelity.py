@@ -31,7 +31,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..app.animator import Animator, Picture
+from ..app.animator import Animator
+from ..app.output import Picture
 from ..assets import example
 from ..fitting.faces import NoFaceError, find_faces
 from ..fitting.fit import VideoFitter

@@ -1,0 +1,124 @@
+"""PWM as a renderer: the network works at its own size, and the photo keeps its detail at the photo's.
+
+crop at the network's size --PWM--> I_o, displacement D --+
+crop at the photo's size   --warp by D, high-pass--> detail, where I_w agrees with I_o --+--> picture
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..geom.camera import Camera
+from ..geom.head import HeadModel, HeadParams
+from ..nets.pwm import Guide, Pwm, SourceState
+from ..render.geometric import Observation
+from ..render.warp import warp
+
+BORDER = 0.06
+"""Share of the square's side over which the result fades into the photo at its border."""
+TOLERANCE = 0.06
+"""Difference between I_o and I_w (mean over colours, in [0, 1]) that leaves a third of the warped photo's detail."""
+
+
+@dataclass
+class PwmState:
+    """What frames share."""
+
+    network: SourceState
+    vertices: Tensor
+    """(1, V, 3) the source head in NDC of the crop."""
+    camera: Camera
+    """Of the crop at the network's size."""
+    photo: Tensor
+    """(1, 3, h, w) the crop at the photo's own resolution, in [0, 1]."""
+
+
+@dataclass
+class Moved:
+    """One frame."""
+
+    image: NDArray[np.uint8]
+    """(h, w, 3) RGB at the photo's resolution."""
+
+
+class PwmRenderer:
+    """A PWM network behind the geometric renderer's verbs.
+
+    Args:
+        head: whose parameters drive it.
+        model: the network, in evaluation mode; its spectral norms are folded into the weights.
+    Raises:
+        ValueError: the network's codes belong to another head.
+    """
+
+    def __init__(self, head: HeadModel, model: nn.Module) -> None:
+        assert isinstance(model, Pwm)
+        if model.config.spectral_norm:
+            model.fold()
+        self.model, self.guide = model, Guide(head, model)
+        self.size = model.config.size, model.config.size
+
+    @torch.no_grad()
+    def encode_source(self, source: Observation) -> PwmState:
+        photo = _tensor(source.image if source.fine is None else source.fine)
+        work = _tensor(source.image)
+        image = F.interpolate(work, self.size, mode="bilinear", align_corners=False, antialias=True)
+        camera = source.camera.crop((self.size[1] / work.shape[3], 0.0, 0.0))
+        vertices = self.guide.pose(source.params, camera, self.size)
+        network = self.model.encode_source(image, self.guide.source(vertices, self.size))
+        return PwmState(network, vertices, camera, photo)
+
+    @torch.no_grad()
+    def render(self, state: PwmState, target: HeadParams) -> Moved:
+        driving = self.guide.pose(target, state.camera, self.size)
+        made = self.model.render(state.network, self.guide.driving(state.vertices, driving, self.size))
+        image = made.image
+        if state.photo.shape[-2:] != image.shape[-2:]:
+            image = with_detail(image, made.warped, made.displacement, state.photo)
+        fade = border(image.shape[-2:])
+        image = state.photo + fade * (image - state.photo)
+        pixels = (image[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8)
+        return Moved(pixels.numpy())
+
+
+def with_detail(image: Tensor, warped: Tensor, displacement: Tensor, photo: Tensor) -> Tensor:
+    """A small result enlarged, with the photo's own detail where the network only moved it.
+
+    Args:
+        image, warped: (B, 3, h, w) I_o and I_w at the network's size.
+        displacement: (B, 2, ...) NDC, that of I_w.
+        photo: (B, 3, H, W) the source at full resolution.
+    Returns:
+        (B, 3, H, W) in [0, 1].
+    """
+    size, small = photo.shape[-2:], image.shape[-2:]
+
+    def enlarge(x: Tensor) -> Tensor:
+        return F.interpolate(x, size, mode="bicubic", align_corners=False)
+
+    sharp = warp(photo, displacement)
+    # What I_w lacks of the warped photo is what the network never saw.
+    detail = sharp - enlarge(F.interpolate(sharp, small, mode="bilinear", align_corners=False, antialias=True))
+    away = F.avg_pool2d((image - warped).abs().mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
+    trust = F.interpolate(torch.exp(-away / TOLERANCE), size, mode="bilinear", align_corners=False)
+    return (enlarge(image) + trust * detail).clamp(0, 1)
+
+
+def border(size: torch.Size | tuple[int, int]) -> Tensor:
+    """(H, W) weights: 0 on the border, a smooth ramp, 1 inside."""
+    ramps = []
+    for length in size:
+        edge = (torch.arange(length) + 0.5) / length
+        inward = (torch.minimum(edge, 1 - edge) / BORDER).clamp(0, 1)
+        ramps.append(inward.square() * (3 - 2 * inward))
+    return torch.minimum(ramps[0][:, None], ramps[1])
+
+
+def _tensor(image: NDArray[np.uint8]) -> Tensor:
+    return (torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255).contiguous(memory_format=torch.channels_last)

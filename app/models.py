@@ -1,0 +1,80 @@
+"""Which model moves a portrait: the geometric animator, or the file of a learned one."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Protocol
+
+from torch import nn
+
+from ..geom.head import HeadModel, HeadParams
+from ..media.errors import InputError
+from ..nets.model_file import load_model, read_header
+from ..render.geometric import GeometricRenderer, Observation
+
+GEOMETRIC = "geometric"
+HEAD_METHODS = ("pwm",)
+"""Methods that are driven by head parameters: they also edit."""
+KEYPOINT_METHODS = ("fomm", "dagan", "g3fa", "ostnet")
+"""Methods that read the motion from the driver's pictures."""
+
+
+class Rendered(Protocol):
+    """One frame."""
+
+    image: Any
+    """(h, w, 3) uint8 RGB."""
+
+
+class Renderer(Protocol):
+    """What is driven by head parameters."""
+
+    def encode_source(self, source: Observation) -> Any: ...
+
+    def render(self, state: Any, target: HeadParams) -> Rendered: ...
+
+
+@cache
+def open_model(name: str) -> nn.Module | None:
+    """The model of a file, loaded once per process; None for the geometric animator.
+
+    Raises:
+        InputError: there is no such file, or it holds no model that moves portraits.
+    """
+    if name == GEOMETRIC:
+        return None
+    try:
+        method = read_header(name).method
+        if method not in (*HEAD_METHODS, *KEYPOINT_METHODS):
+            usable = ", ".join((*HEAD_METHODS, *KEYPOINT_METHODS))
+            raise InputError(f"{name} is a model of the kind '{method}', which moves no portraits; {usable} do.")
+        return load_model(name)
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(str(error)) from None
+
+
+def is_keypoint_model(model: nn.Module | None) -> bool:
+    """Whether the model reads the motion from the driver's pictures."""
+    return hasattr(model, "read_motion")
+
+
+def make_renderer(name: str, head: HeadModel) -> Renderer:
+    """The renderer of a model that is driven by head parameters.
+
+    Raises:
+        InputError: as `open_model`; or a keypoint model, or one that belongs to another head.
+    """
+    model = open_model(name)
+    if model is None:
+        return GeometricRenderer(head)
+    if is_keypoint_model(model):
+        raise InputError(
+            f"{name} is a keypoint model: it copies motion from a video and knows no pose or expression to set. "
+            "--model geometric, or a pwm model, does this."
+        )
+    from .learned import PwmRenderer
+
+    try:
+        return PwmRenderer(head, model)
+    except ValueError as error:
+        raise InputError(str(error)) from None

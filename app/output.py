@@ -1,0 +1,116 @@
+"""Where animations go: video files, folders of frames or pictures, with the manners all commands share."""
+
+from __future__ import annotations
+
+import sys
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..media.errors import InputError
+from ..media.files import IMAGE_SUFFIXES, protect
+from ..media.image import check_picture_ending, save_image
+from ..media.sheet import side_by_side_video
+from ..media.video import FramesWriter, VideoReader, VideoWriter, open_writer
+from ..media.writer import names_a_folder
+from .options import AnimateOptions
+
+Picture = NDArray[np.uint8]
+
+MARK = {"comment": "AI-generated: a portrait changed by headwarp"}
+"""Written into every file that the commands make."""
+
+
+def check_paths(
+    source: str | Path | None, driving: Path, reader: VideoReader | None, output: str | Path, options: AnimateOptions
+) -> Path | None:
+    """Refuses outputs that cannot be written or would destroy an input; gives the side-by-side video's path.
+
+    Args:
+        source: its file; None when it is no file.
+        driving: its file or folder.
+        reader: of the driving clip; None for a saved track.
+    """
+    inputs = [driving, *([] if source is None else [source])]
+    folder = False
+    if _is_still(reader) and Path(output).suffix.lower() in IMAGE_SUFFIXES:
+        check_picture_ending(output)
+    else:
+        folder = names_a_folder(output)
+    protect(inputs, output)
+    if not options.side_by_side:
+        return None
+    if folder or reader is None or source is None:
+        raise InputError("Side by side needs files as source and driving, and a video as output; no folder, no track.")
+    beside = Path(output).with_stem(f"{Path(output).stem}_concat")
+    protect(inputs, beside)
+    return beside
+
+
+def open_output(
+    output: str | Path,
+    size: tuple[int, int],
+    driving: Path,
+    reader: VideoReader | None,
+    fps: Fraction,
+    options: AnimateOptions,
+) -> VideoWriter | FramesWriter | PictureFile:
+    """The writer for an animation of (H, W) pictures; the driving clip's sound goes along if it is wanted."""
+    if _is_still(reader) and Path(output).suffix.lower() in IMAGE_SUFFIXES:
+        return PictureFile(output)
+    sound = driving if options.audio and reader is not None and reader.has_audio else None
+    return open_writer(output, size, fps, audio_from=sound, metadata=MARK)
+
+
+def finish(
+    output: str | Path, beside: Path | None, source: str | Path | None, driving: Path, frames: int, unseen: int
+) -> tuple[list[Path], list[str]]:
+    """The side-by-side video where one is wanted: the files that were written, and what there is to say."""
+    files, problems = [Path(output)], []
+    if beside:
+        inputs = [Path(str(source)), driving, Path(output)]
+        labels = ["source", "driving", "result"]
+        side_by_side_video(inputs, beside, labels=labels, audio_from=output, metadata=MARK)
+        files.append(beside)
+    if unseen:
+        problems.append(f"{unseen} of {frames} driving frames show no face; the motion was carried over them.")
+    return files, problems
+
+
+def _is_still(reader: VideoReader | None) -> bool:
+    return reader is not None and reader.info.kind == "image"
+
+
+class PictureFile:
+    """One frame as a picture file, with the manners of a video writer."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, image: Picture, time: float) -> None:
+        self.image = image
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            save_image(self.path, self.image, metadata=MARK)
+
+
+def bar(what: str, count: int, show: bool) -> tqdm[Any]:
+    """A progress bar over frames on stderr; in log files it writes a line now and then."""
+    return tqdm(
+        total=count,
+        desc=what,
+        disable=not show,
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,
+        bar_format="{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total} frames [{elapsed}, {remaining} left, {rate_fmt}]",
+        unit=" frames",
+    )
