@@ -12,11 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..geom.camera import Camera
 from ..geom.head import HeadModel, HeadParams
-from ..nets.pwm import Guide, Pwm, SourceState
+from ..nets.pwm import Guide, Posed, Pwm, SourceState
 from ..render.geometric import Observation
 from ..render.warp import warp
 
@@ -31,8 +31,8 @@ class PwmState:
     """What frames share."""
 
     network: SourceState
-    vertices: Tensor
-    """(1, V, 3) the source head in NDC of the crop."""
+    posed: Posed
+    """The source head in the crop."""
     camera: Camera
     """Of the crop at the network's size."""
     photo: Tensor
@@ -57,11 +57,10 @@ class PwmRenderer:
         ValueError: the network's codes belong to another head.
     """
 
-    def __init__(self, head: HeadModel, model: nn.Module) -> None:
-        assert isinstance(model, Pwm)
+    def __init__(self, head: HeadModel, model: Pwm) -> None:
         if model.config.spectral_norm:
             model.fold()
-        self.model, self.guide = model, Guide(head, model)
+        self.model, self.guide = model, Guide(head, model.config)
         self.size = model.config.size, model.config.size
 
     @torch.no_grad()
@@ -70,14 +69,14 @@ class PwmRenderer:
         work = _tensor(source.image)
         image = F.interpolate(work, self.size, mode="bilinear", align_corners=False, antialias=True)
         camera = source.camera.crop((self.size[1] / work.shape[3], 0.0, 0.0))
-        vertices = self.guide.pose(source.params, camera, self.size)
-        network = self.model.encode_source(image, self.guide.source(vertices, self.size))
-        return PwmState(network, vertices, camera, photo)
+        posed = self.guide.pose(source.params, camera, self.size)
+        network = self.model.encode_source(image, self.guide.source(posed, self.model.codes))
+        return PwmState(network, posed, camera, photo)
 
     @torch.no_grad()
     def render(self, state: PwmState, target: HeadParams) -> Moved:
         driving = self.guide.pose(target, state.camera, self.size)
-        made = self.model.render(state.network, self.guide.driving(state.vertices, driving, self.size))
+        made = self.model.render(state.network, self.guide.driving(state.posed, driving, self.model.codes))
         image = made.image
         if state.photo.shape[-2:] != image.shape[-2:]:
             image = with_detail(image, made.warped, made.displacement, state.photo)

@@ -72,8 +72,10 @@ def make_renderer(name: str, head: HeadModel) -> Renderer:
             f"{name} is a keypoint model: it copies motion from a video and knows no pose or expression to set. "
             "--model geometric, or a pwm model, does this."
         )
+    from ..nets.pwm import Pwm
     from .learned import PwmRenderer
 
+    assert isinstance(model, Pwm)
     try:
         return PwmRenderer(head, model)
     except ValueError as error:
