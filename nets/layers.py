@@ -231,13 +231,15 @@ class UpsampledConv(nn.Module):
 
     Inside the cell of a small pixel all results are equal; along its edges they depend on one neighbour, in its corners
     on three. So one convolution each for corners, the two kinds of edges, and insides; their weights are sums of the
-    3 x 3 ones. `DoublingConv` is the same for a factor of 2, where there are only corners.
+    3 x 3 ones. For a factor of 2 there are only corners, 16 products, as in `DoublingConv`.
     """
 
     def __init__(self, conv: nn.Conv2d, factor: int) -> None:
         super().__init__()
-        if factor < 3 or conv.kernel_size != (3, 3) or conv.padding != (1, 1) or conv.stride != (1, 1):
-            raise ValueError(f"UpsampledConv: a 3 x 3 convolution with padding 1 and a factor from 3, got {factor}.")
+        if factor < 2 or conv.kernel_size != (3, 3) or conv.padding != (1, 1) or conv.stride != (1, 1):
+            raise ValueError(
+                f"UpsampledConv: wants a 3 x 3 convolution with padding 1 and a factor from 2, got {conv} and {factor}."
+            )
         self.factor = factor
         self.channels = conv.out_channels
         kernel = conv.weight.detach()
@@ -265,13 +267,14 @@ class UpsampledConv(nn.Module):
 
         batch, _, height, width = x.shape
         picture = x.new_empty(batch, height, factor, width, factor, out)
-        picture[:, :, 1:-1, :, 1:-1] = results(self.insides, (0, 0))[:, :, None]
-        edge = results(self.rows, (1, 0))
-        picture[:, :, -1, :, 1:-1] = edge[:, 1:, :, :1]
-        picture[:, :, 0, :, 1:-1] = edge[:, :-1, :, 1:]
-        edge = results(self.columns, (0, 1))[:, :, None]
-        picture[:, :, 1:-1, :, -1] = edge[:, :, :, 1:, 0]
-        picture[:, :, 1:-1, :, 0] = edge[:, :, :, :-1, 1]
+        if factor > 2:
+            picture[:, :, 1:-1, :, 1:-1] = results(self.insides, (0, 0))[:, :, None]
+            edge = results(self.rows, (1, 0))
+            picture[:, :, -1, :, 1:-1] = edge[:, 1:, :, :1]
+            picture[:, :, 0, :, 1:-1] = edge[:, :-1, :, 1:]
+            edge = results(self.columns, (0, 1))[:, :, None]
+            picture[:, :, 1:-1, :, -1] = edge[:, :, :, 1:, 0]
+            picture[:, :, 1:-1, :, 0] = edge[:, :, :, :-1, 1]
         corner = results(self.corners, (1, 1)).unflatten(3, (2, 2))
         picture[:, :, -1, :, -1] = corner[:, 1:, 1:, 0, 0]
         picture[:, :, -1, :, 0] = corner[:, 1:, :-1, 0, 1]
