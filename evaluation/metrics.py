@@ -43,7 +43,7 @@ def ssim(result: Tensor, truth: Tensor) -> Tensor:
 
 
 def ms_ssim(result: Tensor, truth: Tensor) -> Tensor:
-    """Multi-scale SSIM (Wang et al. 2003), five scales with the paper's weights; nan for pictures that are too small."""
+    """Multi-scale SSIM (Wang et al. 2003), five scales, the paper's weights; nan for too small pictures."""
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
     if min(result.shape[-2:]) < SMALLEST_MS_SSIM:
@@ -71,25 +71,23 @@ def frechet(first: Array, second: Array) -> float:
         return float("nan")
     means = first.mean(0), second.mean(0)
     x, y = first - means[0], second - means[1]
-    scale = np.sqrt((len(x) - 1.0) * (len(y) - 1.0))
-    if max(len(x), len(y)) > x.shape[1]:  # the smaller of the two ways: D x D
-        x, y = (np.linalg.qr(z, mode="r") if len(z) > z.shape[1] else z for z in (x, y))
-    root = np.linalg.svd(x @ y.T, compute_uv=False).sum() / scale
-    spread = (np.square(first - means[0]).sum() / (len(first) - 1)) + (
-        np.square(second - means[1]).sum() / (len(second) - 1)
-    )
+    spread = np.square(x).sum() / (len(x) - 1) + np.square(y).sum() / (len(y) - 1)
+    # A QR decomposition keeps X^T X and with it the singular values; D rows are enough.
+    short: list[Array] = [np.asarray(np.linalg.qr(z, mode="r")) if len(z) > z.shape[1] else z for z in (x, y)]
+    root = np.linalg.svd(short[0] @ short[1].T, compute_uv=False).sum()
+    root /= np.sqrt((len(x) - 1.0) * (len(y) - 1.0))
     return float(max(0.0, np.square(means[0] - means[1]).sum() + spread - 2 * root))
 
 
 def cosine(first: Array, second: Array) -> float:
     """Cosine of the angle between two vectors (D,)."""
-    return float(first @ second / max(np.linalg.norm(first) * np.linalg.norm(second), 1e-12))
+    return float(first @ second / np.maximum(np.linalg.norm(first) * np.linalg.norm(second), 1e-12))
 
 
 def identity_distance(first: Array, second: Array) -> float:
     """Euclidean distance of two embeddings of length one: FOMM's AED."""
-    first, second = (v / max(float(np.linalg.norm(v)), 1e-12) for v in (first, second))
-    return float(np.linalg.norm(first - second))
+    unit = [v / np.maximum(np.linalg.norm(v), 1e-12) for v in (first, second)]
+    return float(np.linalg.norm(unit[0] - unit[1]))
 
 
 def keypoint_distance(result: Array, truth: Array) -> float:
@@ -150,8 +148,7 @@ def bootstrap(
     sizes = np.bincount(groups).astype(np.float64)
     drawn = np.random.default_rng(seed).integers(len(sums), size=(rounds, len(sums)))
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
+    return float(np.quantile(means, (1 - share) / 2)), float(np.quantile(means, (1 + share) / 2))
 
 
 def need_torchmetrics() -> None:

@@ -1,12 +1,12 @@
 """Protocols: which picture is driven by which, and what the result is held against.
 
-| protocol       | source, driving                                                        | after                          |
-|----------------|------------------------------------------------------------------------|--------------------------------|
-| reconstruction | first frame of a clip, its other frames in order                       | FOMM, and those who follow it  |
-| same-identity  | two frames of a clip at random, forward and backward                   | PWM, section 4.2               |
-| cross-identity | a frame of another person's clip, a frame                              | PWM, DaGAN                     |
-| scale          | the pairs of same-identity, and each again with stretched driving frames | OSTNet, section 4.1          |
-| yaw            | the most frontal frame of a clip, frames turned 0, 30 and 60 degrees from it | (ours)                   |
+| protocol       | source, driving                                                     | after             |
+|----------------|---------------------------------------------------------------------|-------------------|
+| reconstruction | first frame of a clip; its other frames in order                    | FOMM              |
+| same-identity  | two frames of a clip at random, forward and backward                | PWM, section 4.2  |
+| cross-identity | a frame of another person's clip; a frame                           | PWM, DaGAN        |
+| scale          | as same-identity, and again with stretched driving frames           | OSTNet, 4.1       |
+| yaw            | most frontal frame of a clip; frames turned 0, 30, 60 degrees off it | (ours)           |
 
 Pairs are drawn from the names and lengths of the clips and a seed, for each clip on its own: the same data set gives
 the same pairs on every machine, and a clip more or less changes no other clip's pairs (of cross-identity: not its
