@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..geom.head import HeadModel, HeadParams
-from .resnet import ResNet50
+from .resnet import ResNet
 
 SIDE = 224
 """Pixels: the encoder knows this size only."""
@@ -67,7 +67,7 @@ class DecaEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = ResNet50()
+        self.encoder = ResNet(50)
         self.layers = nn.Sequential(nn.Linear(2048, 1024), nn.ReLU(), nn.Linear(1024, sum(CODES.values())))
 
     @classmethod

@@ -1,34 +1,54 @@
-"""ResNet-50 without its classifier, under torchvision's parameter names (He et al. 2016, with the stride on the 3 x 3
-convolution, as torchvision and most checkpoints have it).
+"""ResNet-18 and ResNet-50 without their classifier, under torchvision's parameter names (He et al. 2016, with the
+stride on the 3 x 3 convolution, as torchvision and most checkpoints have it).
 
-    picture (B, 3, H, W) --stem /4--> layer1 (256) --> layer2 /2 (512) --> layer3 /2 (1024) --> layer4 /2 (2048, H/32)
+    picture (B, 3, H, W) --stem /4--> layer1 --> layer2 /2 --> layer3 /2 --> layer4 /2 (B, 512 or 2048, H/32, W/32)
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 WIDTHS = (64, 128, 256, 512)
-BLOCKS = (3, 4, 6, 3)
-EXPANSION = 4
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions (the first with the stride) around a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + shortcut)
 
 
 class Bottleneck(nn.Module):
     """1 x 1, 3 x 3 (with the stride), 1 x 1 convolutions around a shortcut."""
 
+    expansion = 4
+
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
-        out = EXPANSION * width
+        out = self.expansion * width
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or channels != out:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        self.downsample = _shortcut(channels, out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -37,25 +57,66 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(y)) + shortcut)
 
 
-class ResNet50(nn.Module):
-    """The four stages; `forward` gives the last feature map (B, 2048, H/32, W/32)."""
+BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+}
 
-    def __init__(self) -> None:
+
+class ResNet(nn.Module):
+    """The four stages; `forward` gives the last feature map, `maps` all five.
+
+    `layers` is 18 or 50; `channels` those of the picture.
+    """
+
+    def __init__(self, layers: int = 50, channels: int = 3) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, WIDTHS[0], 7, 2, 3, bias=False)
+        block, counts = BLOCKS[layers]
+        self.conv1 = nn.Conv2d(channels, WIDTHS[0], 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.channels_out = (WIDTHS[0], *(block.expansion * width for width in WIDTHS))
+        """Of the five maps."""
         channels = WIDTHS[0]
-        for number, (width, count) in enumerate(zip(WIDTHS, BLOCKS, strict=True), 1):
+        for number, (width, count) in enumerate(zip(WIDTHS, counts, strict=True), 1):
             blocks = []
             for position in range(count):
                 stride = 2 if number > 1 and position == 0 else 1
-                blocks.append(Bottleneck(channels, width, stride))
-                channels = EXPANSION * width
+                blocks.append(block(channels, width, stride))
+                channels = block.expansion * width
             setattr(self, f"layer{number}", nn.Sequential(*blocks))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """(B, 64, H/2, W/2) before the first pooling, then the output of each stage."""
+        maps = [F.relu(self.bn1(self.conv1(x)))]
+        x = self.maxpool(maps[0])
         for number in range(1, len(WIDTHS) + 1):
             x = getattr(self, f"layer{number}")(x)
-        return x
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.maps(x)[-1]
+
+    def folded(self) -> nn.Module:
+        """A copy for evaluation, the batch norms inside the convolutions."""
+        copy = deepcopy(self).eval()
+        for module in list(copy.modules()):
+            for i in (1, 2, 3):
+                norm = getattr(module, f"bn{i}", None)
+                if isinstance(norm, nn.BatchNorm2d):
+                    setattr(module, f"conv{i}", fuse_conv_bn_eval(getattr(module, f"conv{i}"), norm))
+                    setattr(module, f"bn{i}", nn.Identity())
+            shortcut = getattr(module, "downsample", None)
+            if isinstance(shortcut, nn.Sequential):
+                conv, norm = shortcut
+                assert isinstance(conv, nn.Conv2d)
+                assert isinstance(norm, nn.BatchNorm2d)
+                module.downsample = fuse_conv_bn_eval(conv, norm)
+        return copy
+
+
+def _shortcut(channels: int, out: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and channels == out:
+        return None
+    return nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))

@@ -77,6 +77,23 @@ def outputs_of() -> Callable[[Mapping[str, nn.Module]], AbstractContextManager[d
     return record
 
 
+def picture(tag: str, batch: int, height: int, width: int) -> Tensor:
+    """(B, 3, H, W) uint8 waves and noise that follow from a name (spec/dagan.md, section 12)."""
+    waves = hash_u(tag, batch * 27).reshape(batch, 3, 3, 3, 1, 1)  # fx, fy, phase of each picture, channel and k
+    fx, fy, phase = waves[:, :, :, 0], waves[:, :, :, 1], waves[:, :, :, 2]
+    k = np.arange(1, 4).reshape(3, 1, 1)
+    x, y = (np.arange(width) + 0.5) / width, ((np.arange(height) + 0.5) / height)[:, None]
+    value = 0.5 + 0.14 * np.sin(2 * np.pi * (k * (fx * x + fy * y) + phase)).sum(2)
+    value += 0.06 * hash_u(f"{tag}/noise", value.size).reshape(value.shape)
+    return torch.from_numpy(np.clip(np.round(255 * value), 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def golden_picture() -> Callable[[str, int, int, int], Tensor]:
+    """`picture` above."""
+    return picture
+
+
 @pytest.fixture(scope="session")
 def formula() -> Callable[..., dict[str, Tensor]]:
     """`fill` below."""

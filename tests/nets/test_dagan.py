@@ -1,0 +1,163 @@
+"""DaGAN against golden numbers of the official code, its names, its switches, its speed-ups."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from headwarp.nets.config import build
+from headwarp.nets.dagan import DaGan, DaGanConfig
+from headwarp.nets.depth import DepthConfig
+from headwarp.nets.keypoints import normalise
+from headwarp.nets.layers import rename_spectral
+
+
+@pytest.fixture(scope="module")
+def dagan_golden(golden):
+    return golden("golden_dagan_tiny")
+
+
+@pytest.fixture(scope="module")
+def model(dagan_golden, formula) -> DaGan:
+    settings = dagan_golden.facts["config"]
+    values = {
+        "common_params": settings["common"],
+        "kp_detector_params": settings["kp"],
+        "generator_params": settings["gen"],
+    }
+    model = DaGan(build(DaGanConfig, values))
+    model.kp_detector.load_state_dict(dagan_golden.weights("kp_detector"))
+    model.generator.load_state_dict(dagan_golden.weights("generator"))
+    for net in ("depth_encoder", "depth_decoder"):
+        part = getattr(model.depth, net)
+        part.load_state_dict(formula(part.state_dict(), net, dagan_golden.facts["gains"]))
+    return model.eval()
+
+
+@torch.no_grad()
+def test_keypoints_agree_with_the_official_ones(model, dagan_golden, outputs_of):
+    detector = model.kp_detector
+    parts = {
+        "input_downsampled": detector.down,
+        "hourglass_out": detector.predictor,
+        "logits": detector.kp,
+        "jacobian_map": detector.jacobian,
+    }
+    with outputs_of(parts) as seen:
+        model.read_motion(dagan_golden.pictures("source"))
+    for name, value in seen.items():
+        dagan_golden.near(value, f"kp.source.{name}")
+    motions = {name: model.read_motion(dagan_golden.pictures(name)) for name in ("source", "driving", "initial")}
+    for name, motion in motions.items():
+        dagan_golden.near(motion.value, f"kp.{name}.value")
+        dagan_golden.near(motion.jacobian, f"kp.{name}.jacobian")
+    moved = normalise(motions["driving"], motions["initial"], motions["source"], adapt_scale=True)
+    dagan_golden.near(moved.value, "norm.relative_adapt.value")
+    dagan_golden.near(moved.jacobian, "norm.relative_adapt.jacobian")
+    output = model.render(model.encode_source(dagan_golden.pictures("source")), moved)
+    dagan_golden.near(output.image, "gen.prediction_relative_adapt")
+
+
+@torch.no_grad()
+def test_pictures_agree_with_the_official_ones(model, dagan_golden, outputs_of):
+    generator = model.generator
+    parts = {
+        "depth_feature": generator.src_down_blocks[-1],
+        "attention_out": generator.AttnModule,
+        "bottleneck_out": generator.bottleneck,
+    }
+    with outputs_of(parts) as seen:
+        state = model.encode_source(dagan_golden.pictures("source"))
+        output = model.render(state, model.read_motion(dagan_golden.pictures("driving")))
+    for name, value in seen.items():
+        dagan_golden.near(value, f"gen.{name}")
+    dense = output.dense
+    dagan_golden.near(state.small, "dense.source_downsampled")
+    dagan_golden.near(dense.sparse_motion, "dense.sparse_motion")
+    dagan_golden.near(dense.sparse_deformed, "dense.sparse_deformed")
+    dagan_golden.near(dense.mask, "dense.mask")
+    dagan_golden.near(dense.deformation, "dense.deformation")
+    dagan_golden.near(dense.occlusion, "dense.occlusion_map")
+    dagan_golden.near(state.features, "gen.encoder_feature")
+    dagan_golden.near(output.features, "gen.warped_occluded_feature")
+    dagan_golden.near(generator.deformed(state, dense), "gen.deformed")
+    dagan_golden.near(output.image, "gen.prediction")
+    rows = [
+        generator.AttnModule.weights(state.query[:1], output.features[:1], i // 16, i % 16).flatten()
+        for i in range(256)
+    ]
+    dagan_golden.near(torch.stack(rows), "gen.attention_map_sample0")
+
+
+@torch.no_grad()
+def test_other_shapes_and_scales_agree_with_the_official_ones(model, dagan_golden):
+    source, driving = dagan_golden.pictures("rect_source"), dagan_golden.pictures("rect_driving")
+    state = model.encode_source(source)
+    motion = model.read_motion(driving)
+    dagan_golden.near(state.disparity, "rect.disp0_source")
+    dagan_golden.near(state.motion.value, "rect.kp_source.value")
+    dagan_golden.near(motion.jacobian, "rect.kp_driving.jacobian")
+    dagan_golden.near(model.render(state, motion).image, "rect.prediction")
+    config = model.config.generator_params
+    dense = dataclasses.replace(config.dense_motion_params, scale_factor=0.5)
+    other = DaGan(
+        dataclasses.replace(model.config, generator_params=dataclasses.replace(config, dense_motion_params=dense))
+    )
+    other.load_state_dict({k: v for k, v in model.state_dict().items() if "motion_network.down" not in k}, strict=False)
+    other.eval()
+    output = other.render(
+        other.encode_source(dagan_golden.pictures("source")), other.read_motion(dagan_golden.pictures("driving"))
+    )
+    dagan_golden.near(output.dense.occlusion, "variant_dense_scale0.5.occlusion_map")
+    dagan_golden.near(output.image, "variant_dense_scale0.5.prediction")
+
+
+def shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def official(entries: list, *, without: str = " ") -> dict[str, tuple[int, ...]]:
+    listed = {name: torch.empty(shape, device="meta") for name, shape, _ in entries if not name.startswith(without)}
+    return shapes(rename_spectral(listed))
+
+
+def test_names_and_shapes_are_the_official_ones(official_names):
+    names = official_names("dagan")
+    with torch.device("meta"):
+        model = DaGan()
+        spade = DaGan(DaGanConfig(decoder="spade", depth_params=DepthConfig(num_layers=50, pose=True)))
+        shallow = DaGan(DaGanConfig(depth_params=DepthConfig(pose=True)))
+    assert shapes(model.generator.state_dict()) == official(names["generator"])
+    assert shapes(model.kp_detector.state_dict()) == official(names["kp_detector"])
+    assert shapes(spade.generator.state_dict()) == official(names["generator_SPADEDepthAwareGenerator"])
+    files = {
+        (18, "depth_encoder"): "depth_encoder(encoder.pth, resnet18 weights_19)",
+        (18, "depth_decoder"): "depth_decoder(depth.pth, for resnet18)",
+        (18, "pose_encoder"): "pose_encoder(pose_encoder.pth, resnet18 2 frames)",
+        (18, "pose"): "pose(pose.pth, for resnet18)",
+        (50, "depth_encoder"): "depth_encoder(encoder.pth, resnet50 Voxceleb2_10w)",
+        (50, "depth_decoder"): "depth_decoder(depth.pth, for resnet50)",
+        (50, "pose_encoder"): "pose_encoder(pose_encoder.pth, resnet50 2 frames)",
+        (50, "pose"): "pose(pose.pth, for resnet50)",
+    }
+    for (layers, net), title in files.items():
+        depth = (shallow if layers == 18 else spade).depth
+        # the unused classifier of the encoders is left out
+        assert shapes(getattr(depth, net).state_dict()) == official(names[title], without="encoder.fc")
+
+
+@pytest.mark.parametrize("keypoint_input", ["rgb", "rgbd", "depth"])
+@pytest.mark.parametrize("attention", ["none", "self", "depth"])
+def test_every_ablation_trains_and_renders(model, keypoint_input, attention):
+    config = dataclasses.replace(model.config, keypoint_input=keypoint_input, attention=attention)
+    ablated = DaGan(config)
+    source, driving = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    output = ablated.render(ablated.encode_source(source), ablated.read_motion(driving))
+    output.image.mean().backward()
+    assert output.image.shape == source.shape
+    idle = [n for n, p in ablated.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == []  # every part that is on takes part
+    assert (ablated.depth is None) == (keypoint_input == "rgb" and attention != "depth")
+    assert ablated.depth is None or not ablated.depth.training
