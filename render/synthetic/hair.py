@@ -10,13 +10,16 @@ around the grown line, clumps draw neighbours together towards their tips.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
+from torch import Tensor
 
+from ...geom.head import HeadModel
 from . import noise
-from .anatomy import CROWN, Anatomy, hairline_margin
+from .anatomy import CROWN, Anatomy, hairline_margin, measure
 from .noise import smoothstep
 from .palette import GREY_HAIR, HAIR, Colouring
 from .strands import Strands
@@ -25,6 +28,8 @@ KNOT = (0.0, 0.03, -0.175)
 """Local position of a knot of hair."""
 AXIS_MIDDLE = -0.07
 """Local z of the middle of the skull."""
+_CUTS = 6
+"""Cuts of each style among drafts."""
 
 
 @dataclass(frozen=True)
@@ -306,6 +311,34 @@ def head_hair(
         return None
     if detail != 1.0:
         style = _thinned(style, detail)
+    cut, roots = _cut(style, anatomy, rng)
+    colour = hair_colours(colouring, roots, rng)
+    return replace(cut, colour=torch.from_numpy(colour).float())
+
+
+def draft_hair(
+    style_name: str, colouring: Colouring, head: HeadModel, rng: np.random.Generator, resolution: int
+) -> tuple[Strands | None, Tensor | None]:
+    """As `head_hair`, one of a few cuts that are kept, in this person's colours; and the skin vertices (K, P, M) that
+    its points follow. Strands are as many as a picture of `resolution` pixels shows."""
+    variant = int(rng.integers(_CUTS))
+    if STYLES[style_name].strands == 0:
+        return None, None
+    cut, nearest, roots = _kept_cut(style_name, variant, head, float(np.clip(resolution / 1100, 0.12, 0.4)))
+    return replace(cut, colour=torch.from_numpy(hair_colours(colouring, roots, rng)).float()), nearest
+
+
+@lru_cache(maxsize=96)
+def _kept_cut(name: str, variant: int, head: HeadModel, detail: float) -> tuple[Strands, Tensor, np.ndarray]:
+    """A cut in black, the skin that it follows, and its roots (K, 3), local metres."""
+    anatomy = measure(head)
+    rng = np.random.default_rng([list(STYLES).index(name), variant])
+    cut, roots = _cut(_thinned(STYLES[name], detail), anatomy, rng)
+    return cut, torch.from_numpy(anatomy.neighbours(cut.points.double().numpy())), roots
+
+
+def _cut(style: HairStyle, anatomy: Anatomy, rng: np.random.Generator) -> tuple[Strands, np.ndarray]:
+    """Strands of a style on the template, black, and their roots (K, 3) in local metres."""
     points, triangle, depth = grow(style, anatomy, rng)
     count, steps = len(points), points.shape[1]
     along = np.linspace(0, 1, steps)
@@ -314,15 +347,15 @@ def head_hair(
     _, normal = anatomy.clearance(points)
     radial = _unit(anatomy.to_local(points) - np.array([0.0, 0.03, AXIS_MIDDLE]))
     normal = _unit(0.35 * normal + 0.65 * radial)
-    colour = hair_colours(colouring, anatomy.to_local(points[:, 0]), rng)
-    return Strands(
+    strands = Strands(
         points=torch.from_numpy(points).float(),
         triangle=torch.from_numpy(triangle),
         width=torch.from_numpy(width).float(),
-        colour=torch.from_numpy(colour).float(),
+        colour=torch.zeros(count, 3),
         depth=torch.from_numpy(np.ascontiguousarray(depth)).float(),
         normal=torch.from_numpy(normal).float(),
     )
+    return strands, anatomy.to_local(points[:, 0])
 
 
 def _thinned(style: HairStyle, detail: float) -> HairStyle:

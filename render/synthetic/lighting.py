@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -45,6 +46,13 @@ def sphere(count: int) -> np.ndarray:
     return np.stack([r * np.cos(phi), z, r * np.sin(phi)], 1)
 
 
+@cache
+def _fine_sphere() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Directions (2000, 3), normals (400, 3), and the cosines between them (400, 2000), at least 0."""
+    fine, normals = sphere(2000), sphere(400)
+    return fine, normals, np.maximum(normals @ fine.T, 0)
+
+
 def _basis(directions: Tensor) -> Tensor:
     """(..., 9) polynomials up to degree 2 of unit vectors (..., 3)."""
     x, y, z = directions.unbind(-1)
@@ -68,7 +76,7 @@ def make_lighting(
         count: D.
     """
     directions = sphere(count)
-    fine = sphere(2000)
+    fine, normals, cosines = _fine_sphere()
 
     def radiance(at: np.ndarray) -> np.ndarray:
         total = np.repeat(base[None], len(at), 0)
@@ -83,8 +91,7 @@ def make_lighting(
         float(face @ key) / np.linalg.norm(key), 0
     )
     gain = 0.92 / arriving
-    normals = sphere(400)
-    irradiance = np.maximum(normals @ fine.T, 0) @ radiance(fine) * (4.0 / len(fine)) * gain  # over pi
+    irradiance = cosines @ radiance(fine) * (4.0 / len(fine)) * gain  # over pi
     basis = _basis(torch.from_numpy(normals)).numpy()
     harmonics = np.linalg.lstsq(basis, irradiance, rcond=None)[0]
     return Lighting(
@@ -122,7 +129,13 @@ def visibility(vertices: Tensor, normals: Tensor, faces: Tensor, lighting: Light
 
 
 def shadow_map(
-    vertices: Tensor, faces: Tensor, lighting: Lighting, centre: Tensor, radius: float, resolution: int = 512
+    vertices: Tensor,
+    faces: Tensor,
+    lighting: Lighting,
+    centre: Tensor,
+    radius: float,
+    resolution: int = 512,
+    blur: int = 7,
 ) -> ShadowMap:
     """The key light's view of the scene.
 
@@ -131,6 +144,8 @@ def shadow_map(
         faces: (F, 3).
         centre: (3,) middle of the region that gets sharp shadows.
         radius: of that region, metres.
+        resolution: side of the map in texels.
+        blur: side of the box in texels, odd, that softens the edges twice.
     """
     frame = _frame(lighting.key[None])[0]  # rows: right, up, towards the light
     view = (vertices - centre) @ frame.mT
@@ -139,8 +154,8 @@ def shadow_map(
     depth = torch.where(torch.isfinite(depth), depth, torch.full_like(depth, 1.3))
     moments = torch.stack([depth, depth**2], 1)
     for _ in range(2):  # a box twice: soft edges of about a centimetre
-        padded = F.pad(moments, (3, 3, 3, 3), mode="replicate")
-        moments = F.avg_pool2d(F.avg_pool2d(padded, (1, 7), stride=1), (7, 1), stride=1)
+        padded = F.pad(moments, (blur // 2,) * 4, mode="replicate")
+        moments = F.avg_pool2d(F.avg_pool2d(padded, (1, blur), stride=1), (blur, 1), stride=1)
     return ShadowMap(moments, frame, centre, radius)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ...geom import arkit
 from ...geom.head import HeadModel, HeadParams
 from ...geom.rotation import euler_to_axis_angle
+from ...geom.track import FaceTrack
 
 # Mouth shapes of speech by the sounds that they go with, as ARKit units.
 VISEMES: dict[str, dict[str, float]] = {
@@ -323,6 +324,26 @@ def sample_motion(seed: int, frames: int, fps: float, head: HeadModel, *, shape:
     """
     shape = HeadParams.zeros(head).shape if shape is None else shape
     return sample_performance(seed, frames, fps).params(head, shape, resting_place())
+
+
+def replay_motion(track: FaceTrack, head: HeadModel, shape: Tensor, translation: Tensor) -> HeadParams:
+    """A recorded motion done by another person.
+
+    Expression, gaze and pose are the track's own; the eyes' way through the world keeps its form and is moved so that
+    its middle is where this person's eyes rest.
+
+    Args:
+        track: of `head`.
+        shape: (1, S) of the person.
+        translation: (1, 3) metres, where the head rests.
+    Raises:
+        ValueError: the track belongs to another head model.
+    """
+    track.check(head)
+    params = track.params.replace(shape=shape.expand(len(track), -1).contiguous())
+    rest = HeadParams.zeros(head).replace(shape=shape, translation=translation)
+    eyes, wanted = (head.joints(p)[:, 3:5].mean(1) for p in (params, rest))
+    return params.replace(translation=params.translation + wanted - eyes.median(0).values)
 
 
 def resting_place(distance: float = 0.95) -> Tensor:

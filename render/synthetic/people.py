@@ -17,11 +17,13 @@ from .backdrop import paint_backdrop
 from .body import chart
 from .eyes import bake_eye
 from .facial_hair import BrowShape
-from .hair import STYLES, head_hair, sample_style
+from .hair import STYLES, draft_hair, head_hair, sample_style
 from .lighting import Lighting, make_lighting
 from .palette import Colouring, from_bytes, sample_colouring, to_linear
 from .skin import SkinLook, bake, lip_weight, paint, rim_tree
 from .strands import Strands, concatenate, move_tensor
+
+_DRAFT_DIRECTIONS = 14
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ def sample_identity(seed: int, head: HeadModel) -> Tensor:
     return shape + head.shape_from_controls(known).cpu() if known else shape
 
 
-def sample_appearance(seed: int, head: HeadModel, *, resolution: int = 512, style: str | None = None) -> Appearance:
+def sample_appearance(
+    seed: int, head: HeadModel, *, resolution: int = 512, style: str | None = None, draft: bool = False
+) -> Appearance:
     """The look of a seed: colours, hair, clothes, light, background, camera.
 
     Args:
@@ -130,6 +134,8 @@ def sample_appearance(seed: int, head: HeadModel, *, resolution: int = 512, styl
         head: any model with parts and texture coordinates (the open head).
         resolution: longer side in pixels of the pictures it is made for; sets the detail of textures and hair.
         style: key of `hair.STYLES`; None draws one that goes with the person.
+        draft: less of everything, for `Person`: the same person with a smaller atlas, light from fewer directions, and
+            one of a few cuts per style with fewer strands.
     Raises:
         ValueError: unknown style, or a head model without parts or texture coordinates.
     """
@@ -156,7 +162,7 @@ def sample_appearance(seed: int, head: HeadModel, *, resolution: int = 512, styl
         recede=cut.recede,
         brows=brow_shape,
     )
-    atlas = bake(colouring, look, anatomy, chart(head, _atlas_height(resolution)))
+    atlas = bake(colouring, look, anatomy, chart(head, _atlas_height(resolution, draft)))
     lips = lip_weight(anatomy.local)
     detail = float(np.clip(resolution / 512, 0.4, 1.0))
     parts = [
@@ -167,7 +173,12 @@ def sample_appearance(seed: int, head: HeadModel, *, resolution: int = 512, styl
     ]
     if has_beard:
         parts.append(facial_hair.beard(beard_length, colouring, anatomy, lips, _generator(seed, 6)))
-    hair = head_hair(chosen, colouring, anatomy, _generator(seed, 7), detail=detail)
+    eye_size = 96 if draft else 512 if resolution > 300 else 256
+    if draft:
+        hair, nearest = draft_hair(chosen, colouring, head, _generator(seed, 7), resolution)
+    else:
+        hair = head_hair(chosen, colouring, anatomy, _generator(seed, 7), detail=detail)
+        nearest = None if hair is None else torch.from_numpy(anatomy.neighbours(hair.points.double().numpy()))
     return Appearance(
         traits=traits,
         colouring=colouring,
@@ -175,24 +186,44 @@ def sample_appearance(seed: int, head: HeadModel, *, resolution: int = 512, styl
         garment=_sample_garment(_generator(seed, 8)),
         skin=atlas,
         vertex_albedo=_vertex_albedo(anatomy, colouring, look),
-        eye=bake_eye(colouring, float(rng.uniform(0.28, 0.46)), look.seed, size=512 if resolution > 300 else 256),
+        eye=bake_eye(colouring, float(rng.uniform(0.28, 0.46)), look.seed, size=eye_size),
         hair=hair,
-        hair_nearest=None if hair is None else torch.from_numpy(anatomy.neighbours(hair.points.double().numpy())),
+        hair_nearest=nearest,
         face_hair=concatenate(parts),
-        lighting=sample_lighting(_generator(seed, 9)),
-        backdrop=paint_backdrop(_generator(seed, 10)),
+        lighting=sample_lighting(_generator(seed, 9), draft=draft),
+        backdrop=paint_backdrop(_generator(seed, 10), size=96 if draft else 192),
         exposure=float(np.exp(rng.normal(0.0, 0.10)) * (0.92 + 0.5 * colouring.melanin)),
         noise=float(rng.uniform(0.002, 0.009)),
         seed=seed,
     )
 
 
-def _atlas_height(resolution: int) -> int:
+def move_to(appearance: Appearance, seed: int) -> Appearance:
+    """The same person in the light, place and clothes of another seed."""
+    device = appearance.skin.device
+    draft = len(appearance.lighting.directions) == _DRAFT_DIRECTIONS
+    rng = _generator(seed, 11)
+    moved = replace(
+        appearance,
+        garment=_sample_garment(_generator(seed, 8)),
+        lighting=sample_lighting(_generator(seed, 9), draft=draft),
+        backdrop=paint_backdrop(_generator(seed, 10), size=appearance.backdrop.shape[-1]),
+        exposure=float(np.exp(rng.normal(0.0, 0.10)) * (0.92 + 0.5 * appearance.colouring.melanin)),
+        noise=float(rng.uniform(0.002, 0.009)),
+        seed=seed,
+    )
+    return moved.to(device)
+
+
+def _atlas_height(resolution: int, draft: bool) -> int:
+    if draft:
+        return int(np.clip(128 * round(resolution * 1.5 / 128), 256, 1024))
     return int(np.clip(256 * round(resolution * 2 / 256), 512, 2048))
 
 
-def sample_lighting(rng: np.random.Generator) -> Lighting:
-    """A key light from the front or the side in a soft surrounding; warm, neutral or cool."""
+def sample_lighting(rng: np.random.Generator, *, draft: bool = False) -> Lighting:
+    """A key light from the front or the side in a soft surrounding; warm, neutral or cool. Drafts have it from fewer
+    directions."""
     yaw, pitch = np.radians(np.clip(rng.normal(0, 34), -75, 75)), np.radians(np.clip(rng.normal(36, 12), 14, 62))
     key = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
     warmth = rng.normal(0, 1)
@@ -209,7 +240,7 @@ def sample_lighting(rng: np.random.Generator) -> Lighting:
         (np.array([-side * 0.2 + side, 0.5, -0.9]), 7.0, tint * rng.choice([0.0, rng.uniform(0.4, 1.6)])),
     ]
     base = np.array([0.20, 0.19, 0.18]) * rng.uniform(0.7, 1.3)
-    return make_lighting(key, key_colour, lobes, base)
+    return make_lighting(key, key_colour, lobes, base, count=_DRAFT_DIRECTIONS if draft else 40)
 
 
 def _sample_garment(rng: np.random.Generator) -> Garment:

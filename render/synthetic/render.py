@@ -9,6 +9,7 @@ Shading is torch on flat lists of visible points, so that it runs where the appe
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -86,11 +87,17 @@ def render_head(
             _render(head, params[k], camera if len(camera) == 1 else camera[k], appearance, size, samples, first + k)
             for k in range(len(params))
         ]
+    return cat_frames(frames)
+
+
+def cat_frames(frames: Iterable[Frame]) -> Frame:
+    """Several frames as one batch."""
+    frames = list(frames)
     return Frame(**{f.name: torch.cat([getattr(frame, f.name) for frame in frames]) for f in fields(Frame)})
 
 
 @dataclass
-class _Pose:
+class Pose:
     """One posed head in the world."""
 
     vertices: Tensor
@@ -120,7 +127,7 @@ def _render(
 ) -> Frame:
     mesh = body(head)
     device = head.v_template.device
-    pose = _pose(head, params, mesh)
+    pose = pose_head(head, params, mesh)
     grid = (samples * size[0], samples * size[1])
     faces = mesh.faces.to(device)
     ndc = camera.ndc(pose.drawn[None], size)
@@ -141,8 +148,8 @@ def _render(
     )
     attributes = torch.cat([mesh.local.to(device), pose.normals, mesh.uv.to(device), share, albedo], 1)
     pixels = _interpolate(attributes, fragments, ndc, faces)[index]
-    points = _unproject(camera, index, depth[index], grid, samples)
-    linear[index], labels[index] = _shade_solid(
+    points = unproject(camera, index, depth[index], grid, samples)
+    linear[index], labels[index] = shade_solid(
         head, mesh, look, pose, pixels, points, fragments.face_id.flatten()[index].long(), shadows
     )
 
@@ -151,8 +158,8 @@ def _render(
     for (posed, strands), label in zip(layers, ("brow", "hair"), strict=False):
         hairs, values = _draw(posed, strands, camera, size, grid, spacing, dense=label == "hair")
         index = (hairs.depth.flatten() < nearest).nonzero().squeeze(1)
-        points = _unproject(camera, index, hairs.depth.flatten()[index], grid, samples)
-        light, cover = _shade_strands(look, values[index], points, shadows)
+        points = unproject(camera, index, hairs.depth.flatten()[index], grid, samples)
+        light, cover = shade_strands(look, values[index], points, shadows)
         linear[index] += cover * (light - linear[index])
         nearest = torch.minimum(nearest, hairs.depth.flatten())
         covered[index] = cover[:, 0]
@@ -162,7 +169,7 @@ def _render(
     world = interpolate(torch.cat([pose.normals, pose.drawn], 1)[None], truth, ndc, faces, perspective=True)
     on = truth.face_id[:, None] >= 0
     return Frame(
-        image=_develop(F.avg_pool2d(linear.mT.reshape(1, 3, *grid), samples)[0], look, number)[None],
+        image=develop(F.avg_pool2d(linear.mT.reshape(1, 3, *grid), samples)[0], look, number)[None],
         depth=torch.where(on, -world[:, 5:6], torch.full_like(world[:, :1], float("inf"))),
         normals=F.normalize(world[:, :3], dim=1) * on,
         segmentation=_vote(labels.reshape(grid), samples)[None],
@@ -172,7 +179,7 @@ def _render(
     )
 
 
-def _pose(head: HeadModel, params: HeadParams, mesh: Body) -> _Pose:
+def pose_head(head: HeadModel, params: HeadParams, mesh: Body) -> Pose:
     device = head.v_template.device
     vertices = head(params)[0]
     rest = head.rest_vertices(HeadParams.zeros(head).replace(shape=params.shape))[0]
@@ -198,10 +205,10 @@ def _pose(head: HeadModel, params: HeadParams, mesh: Body) -> _Pose:
     normals = F.normalize(normals, dim=1)
     origin = mesh.origin.to(device)
     drawn_normals = torch.cat([normals[origin], normals[rim], normals[len(vertices) + ring :]])
-    return _Pose(vertices, rest, turn, torch.cat([vertices[origin], torso]), drawn_normals)
+    return Pose(vertices, rest, turn, torch.cat([vertices[origin], torso]), drawn_normals)
 
 
-def _strand_layers(head: HeadModel, look: Appearance, pose: _Pose) -> list[tuple[Posed, Strands]]:
+def _strand_layers(head: HeadModel, look: Appearance, pose: Pose) -> list[tuple[Posed, Strands]]:
     """Brows, lashes and beard, then head hair, in the world."""
     layers = [(carry_on_skin(look.face_hair, head.v_template, head.faces, pose.vertices), look.face_hair)]
     if look.hair is not None and look.hair_nearest is not None:
@@ -210,7 +217,7 @@ def _strand_layers(head: HeadModel, look: Appearance, pose: _Pose) -> list[tuple
     return layers
 
 
-def _shadows(pose: _Pose, faces: Tensor, layers: list[tuple[Posed, Strands]], look: Appearance) -> ShadowMap:
+def _shadows(pose: Pose, faces: Tensor, layers: list[tuple[Posed, Strands]], look: Appearance) -> ShadowMap:
     vertices, triangles = [pose.drawn], [faces]
     for posed, strands in layers:
         triangles.append(ribbon_faces(*strands.shape).to(faces.device) + sum(len(v) for v in vertices))
@@ -227,7 +234,7 @@ def _interpolate(attributes: Tensor, fragments: Fragments, ndc: Tensor, faces: T
     )
 
 
-def _unproject(camera: Camera, index: Tensor, depth: Tensor, grid: tuple[int, int], samples: int) -> Tensor:
+def unproject(camera: Camera, index: Tensor, depth: Tensor, grid: tuple[int, int], samples: int) -> Tensor:
     """(P, 3) world points of samples."""
     x = (index % grid[1] + 0.5) / samples
     y = (torch.div(index, grid[1], rounding_mode="floor") + 0.5) / samples
@@ -268,7 +275,7 @@ def _draw(
     return fragments, _interpolate(values.repeat(2, 1), fragments, ndc, faces)
 
 
-def _shade_strands(look: Appearance, values: Tensor, points: Tensor, shadows: ShadowMap) -> tuple[Tensor, Tensor]:
+def shade_strands(look: Appearance, values: Tensor, points: Tensor, shadows: ShadowMap) -> tuple[Tensor, Tensor]:
     """Light (P, 3) and cover (P, 1)."""
     tangent, normal, depth, colour, cover = values.split([3, 3, 1, 3, 1], 1)
     tangent, normal = F.normalize(tangent, dim=1), F.normalize(normal, dim=1)
@@ -276,11 +283,11 @@ def _shade_strands(look: Appearance, values: Tensor, points: Tensor, shadows: Sh
     return light, cover.clamp(0, 1)
 
 
-def _shade_solid(
+def shade_solid(
     head: HeadModel,
     mesh: Body,
     look: Appearance,
-    pose: _Pose,
+    pose: Pose,
     pixels: Tensor,
     points: Tensor,
     face: Tensor,
@@ -405,7 +412,7 @@ def _vote(labels: Tensor, samples: int) -> Tensor:
     return blocks.gather(-1, counts.argmax(-1, keepdim=True)).squeeze(-1)
 
 
-def _develop(image: Tensor, look: Appearance, number: int) -> Tensor:
+def develop(image: Tensor, look: Appearance, number: int) -> Tensor:
     """The camera: exposure, film curve, noise. (3, H, W) linear -> sRGB in [0, 1]."""
     image = (image * look.exposure).clamp_min(0)
     # A soft shoulder: linear up to 0.6, then rolling off to 1.

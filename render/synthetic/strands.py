@@ -77,7 +77,7 @@ def follow_skull(strands: Strands, template: Tensor, rest: Tensor, neighbours: T
 def carry_rigid(strands: Strands, rotation: Tensor, shift: Tensor) -> Posed:
     """Strands that move with the skull: p -> rotation p + shift; (3, 3) and (3,)."""
     points = strands.points @ rotation.mT + shift
-    return Posed(points, _tangents(points), strands.normal @ rotation.mT)
+    return Posed(points, tangents(points), strands.normal @ rotation.mT)
 
 
 def carry_on_skin(strands: Strands, template: Tensor, faces: Tensor, posed: Tensor) -> Posed:
@@ -99,7 +99,7 @@ def carry_on_skin(strands: Strands, template: Tensor, faces: Tensor, posed: Tens
     lift = (root * before[:, :, 2]).sum(-1, keepdim=True)
     placed = placed + lift * after[:, :, 2]
     points = torch.einsum("kij,kpj->kpi", turn, strands.points - strands.points[:, :1]) + placed[:, None]
-    return Posed(points, _tangents(points), torch.einsum("kij,kpj->kpi", turn, strands.normal))
+    return Posed(points, tangents(points), torch.einsum("kij,kpj->kpi", turn, strands.normal))
 
 
 def ribbons(posed: Posed, width: Tensor, *, narrowest: float = 0.0, towards: Tensor | None = None) -> Tensor:
@@ -128,7 +128,8 @@ def concatenate(parts: list[Strands]) -> Strands:
     return Strands(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Strands)})
 
 
-def _tangents(points: Tensor) -> Tensor:
+def tangents(points: Tensor) -> Tensor:
+    """(K, P, 3) unit tangents of polylines (K, P, 3)."""
     step = points[:, 1:] - points[:, :-1]
     middle = torch.cat([step[:, :1], step[:, 1:] + step[:, :-1], step[:, -1:]], 1)
     return middle / middle.norm(dim=-1, keepdim=True).clamp_min(1e-9)
