@@ -148,3 +148,53 @@ def fill(state: Mapping[str, Tensor], net: str, gains: Mapping[str, float]) -> d
             filled[key.replace("weight_orig", "weight_u")] = torch.from_numpy(w / np.linalg.norm(w)).float()
             filled[key.replace("weight_orig", "weight_v")] = torch.from_numpy(v).float()
     return filled
+
+
+@pytest.fixture(scope="session")
+def named_weights() -> Callable[..., dict[str, Tensor]]:
+    """`weights_of_names` below."""
+    return weights_of_names
+
+
+def splitmix(seed: int, count: int) -> np.ndarray:
+    """u in [0, 1) of the numbers 1 ... count: the generator of the golden files of Unsup3D and G3FA."""
+    with np.errstate(over="ignore"):
+        z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def weights_of_names(
+    shapes: Mapping[str, tuple[int, ...]],
+    tag: str,
+    gain: Callable[[str], float] = lambda name: 2**0.5,
+    strides: Mapping[str, int] = {},
+) -> dict[str, Tensor]:
+    """A state dict whose values follow from its names alone ("weights" in the golden files of Unsup3D and G3FA).
+
+    Args:
+        shapes: the official names and shapes.
+        tag: of the network.
+        gain: of the weights of convolutions and products, by name.
+        strides: of the transposed convolutions.
+    """
+    state = {}
+    for name, shape in shapes.items():
+        v = 2 * splitmix(zlib.crc32(f"{tag}/{name}".encode()), int(np.prod(shape))) - 1
+        if name.endswith("num_batches_tracked"):
+            v = np.zeros(1)
+        elif name.endswith("running_var"):
+            v = 1 + 0.3 * v
+        elif name.endswith(("running_mean", "bias")):
+            v = 0.1 * v
+        elif len(shape) == 1:
+            v = 1 + 0.2 * v
+        else:
+            fan = float(np.prod(shape[1:]))
+            if name in strides:
+                fan = shape[0] * np.prod(shape[2:]) / strides[name] ** 2
+            v = gain(name) * (3.0 / fan) ** 0.5 * v
+        state[name] = torch.from_numpy(v).float().reshape(shape)
+    return state

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,34 +31,6 @@ needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the golden 
 TINY = Unsup3dConfig(image_size=32, width=8, code=16)
 
 
-def uniform(seed: int, count: int) -> np.ndarray:
-    """The golden files' generator: u in [0, 1) of the numbers 1 ... count (splitmix64)."""
-    with np.errstate(over="ignore"):
-        z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def golden_state(names: dict[str, tuple[int, ...]], tag: str, gains: dict[str, float], strides: dict[str, int]) -> dict:
-    """A state dict whose values follow from its names alone; these networks have weights, norm scales and biases."""
-    state = {}
-    for name, shape in names.items():
-        v = 2 * uniform(zlib.crc32(f"{tag}/{name}".encode()), math.prod(shape)) - 1
-        if name.endswith("bias"):
-            v = 0.1 * v
-        elif len(shape) == 1:
-            v = 1 + 0.2 * v
-        else:
-            fan = math.prod(shape[1:])
-            if name in strides:
-                fan = shape[0] * math.prod(shape[2:]) / strides[name] ** 2
-            v = gains.get(name, 2**0.5) * (3.0 / fan) ** 0.5 * v
-        state[name] = torch.from_numpy(v).float().reshape(shape)
-    return state
-
-
 @pytest.fixture(scope="module")
 def golden():
     from safetensors.torch import load_file
@@ -74,7 +44,7 @@ def facts():
 
 
 @pytest.fixture(scope="module")
-def checkpoint(facts):
+def checkpoint(facts, named_weights):
     """checkpoint030.pth with the golden weights."""
     networks = json.loads((GOLDEN / "unsup3d_state_dict.json").read_text())["networks"]
     found = {}
@@ -83,7 +53,8 @@ def checkpoint(facts):
         gains = {k.split("/")[1]: float(v.split()[1]) for k, v in given.items() if k.startswith(f"{tag}/")}
         given = facts["weights"]["conv_transpose_stride"]
         strides = next((v for k, v in given.items() if tag in k.split(",")), {})
-        found[tag] = golden_state({name: tuple(shape) for name, shape, _ in rows}, tag, gains, strides)
+        shapes = {name: tuple(shape) for name, shape, _ in rows}
+        found[tag] = named_weights(shapes, tag, lambda name, gains=gains: gains.get(name, 2**0.5), strides)
     return found | {"epoch": 30}
 
 
@@ -148,11 +119,11 @@ def old_grid(model, factors, rendered):
 
 @needs_golden
 @torch.no_grad()
-def test_losses_agree_with_the_official_ones(model, golden, facts):
+def test_losses_agree_with_the_official_ones(model, golden, facts, named_weights):
     factors, rendered = model(golden["input"])
     truth = golden["input"].repeat(2, 1, 1, 1) * 2 - 1
     fine, coarse = model.confidence(golden["input"])
-    vgg = golden_vgg16()
+    vgg = golden_vgg16(named_weights)
     seen, wanted = vgg(rendered.image), vgg(truth)
     ours = {"loss_depth_sm": smoothness(factors.free_depth[:2], 0.2)}
     for suffix, half in [("", slice(0, 2)), ("_flip", slice(2, 4))]:
@@ -162,7 +133,7 @@ def test_losses_agree_with_the_official_ones(model, golden, facts):
         assert value.item() == pytest.approx(facts["values"]["losses_align_corners_true"][name], rel=1e-4), name
 
 
-def golden_vgg16():
+def golden_vgg16(named_weights):
     """relu3_3 with the golden weights; names as the official wrapper's slices."""
     convolutions = [(1, 0, 3, 64), (1, 2, 64, 64), (2, 5, 64, 128), (2, 7, 128, 128)]
     convolutions += [(3, 10, 128, 256), (3, 12, 256, 256), (3, 14, 256, 256)]
@@ -171,7 +142,7 @@ def golden_vgg16():
         for s, i, a, b in convolutions
         for k in ("weight", "bias")
     }
-    state = golden_state(names, "vgg16", {}, {})
+    state = named_weights(names, "vgg16")
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
     def features(image):
