@@ -79,6 +79,10 @@ class Batch:
         """The batch on a device, its pictures float32 in [0, 1]."""
         return Batch([view.to(device) for view in self.views], self.clips)
 
+    def pin_memory(self) -> Batch:
+        """The batch with its pictures in pinned memory; called by torch's loader. The rest is small."""
+        return Batch([replace(view, image=view.image.pin_memory()) for view in self.views], self.clips)
+
     @staticmethod
     def cat(batches: Sequence[Batch]) -> Batch:
         """One batch of several with equally many moments, such as samples (batches of one)."""

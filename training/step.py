@@ -3,6 +3,7 @@ files are the engine's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -46,7 +47,14 @@ class Step(nn.Module):
     needs: ClassVar[frozenset[str]] = frozenset()
 
     model: nn.Module
-    critic: nn.Module | None = None
+    critic: nn.Module | None
+    mark: Callable[[str], None] = staticmethod(lambda kind: None)
+    """`self.mark("forward")` between the network and the losses books the time until there as "forward" and what
+    follows as "losses"; the engine's clock stands behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.critic = None  # here, because torch would not find a module behind a class attribute
 
     def losses(self, batch: Batch) -> tuple[Losses, Any]:
         """Terms of the model, and what `critic_losses` needs of this forward pass (detached there).
