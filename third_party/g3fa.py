@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..nets.g3fa import G3fa, G3faConfig
-from .checkpoint import read_checkpoint
+from .torch_files import read_torch
 
 __all__ = ["G3FA_HELP", "load_g3fa"]
 
@@ -24,4 +24,6 @@ def load_g3fa(path: Path | str, config: G3faConfig | None = None) -> G3fa:
     Raises:
         FileNotFoundError: it is not there; the message says how to get it. ValueError: it is another file.
     """
-    return G3fa.from_official(read_checkpoint(path, "G3FA or FNeVR", G3FA_HELP), config)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no {path}. {G3FA_HELP}")
+    return G3fa.from_official(read_torch(path, "a G3FA or FNeVR checkpoint"), config)

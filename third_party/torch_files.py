@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,24 @@ from torch import Tensor
 State = dict[str, Tensor]
 
 
-def read_torch(path: str | Path, what: str) -> dict[str, Any]:
+def read_torch(
+    path: str | Path, what: str, *, stand_ins: Sequence[tuple[type | Callable[..., Any], str]] = ()
+) -> dict[str, Any]:
     """The dictionary of a file of `torch.save`, tensors on the CPU.
 
     Args:
         what: what the file should be, for messages, such as "a DaGAN checkpoint".
+        stand_ins: harmless classes of ours, each with the name, such as "unsup3d.meters.MetricsTrace", of the one in
+            the file that it stands for.
     Raises:
         FileNotFoundError: there is no such file. ValueError: it is something else, or holds more than plain data.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {path}; {what} was expected there.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        with torch.serialization.safe_globals(list(stand_ins)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"{path} is not {what} that can be read safely ({reason}).") from None
     if not isinstance(content, Mapping):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..nets.unsup3d import Unsup3d, Unsup3dConfig
-from .checkpoint import read_checkpoint
+from .torch_files import read_torch
 
 __all__ = ["UNSUP3D_HELP", "find_unsup3d", "load_unsup3d"]
 
@@ -31,6 +31,7 @@ _scalar = np.float64(0).__reduce__()[0]  # how pickles rebuild numpy's numbers
 _STAND_INS = [
     (_Trace, "unsup3d.meters.MetricsTrace"),
     (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
     (np.dtype, "numpy.dtype"),
     (np.dtypes.Float64DType, "numpy.dtypes.Float64DType"),
 ]
@@ -60,6 +61,6 @@ def load_unsup3d(path: Path | str | None = None, config: Unsup3dConfig | None = 
 def read_official(path: Path | str | None = None) -> Mapping[str, Any]:
     """netD, netA, netL, netV, netC -> state dict; `load_unsup3d` makes the model, G3FA's critics need netD alone."""
     found = find_unsup3d() if path is None else Path(path)
-    return read_checkpoint(
-        found or "~/.cache/headwarp/checkpoint030.pth", "Unsup3D", UNSUP3D_HELP, stand_ins=_STAND_INS
-    )
+    if found is None or not found.is_file():
+        raise FileNotFoundError(f"{found or 'checkpoint030.pth'} was not found. {UNSUP3D_HELP}")
+    return read_torch(found, "an Unsup3D checkpoint", stand_ins=_STAND_INS)

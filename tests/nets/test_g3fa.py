@@ -129,6 +129,7 @@ def test_fnevr_is_a_setting_of_it(official_names):
 @pytest.mark.parametrize("planes", [1, 4])
 @torch.no_grad()
 def test_the_folded_volume_gives_the_same(planes):
+    torch.manual_seed(0)
     config = build(
         G3faGeneratorConfig,
         {
@@ -143,8 +144,8 @@ def test_the_folded_volume_gives_the_same(planes):
     volume = used(G3fa(G3faConfig(CommonParams(3), generator_params=config)).generator.Render_model)
     features = torch.randn(2, 256, 7, 5)
     plain, fast = volume(features), volume.folded()(features)
-    assert plain.std() > 1e-3
-    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-6)
+    assert plain.std() > 1e-2
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(1, 3), (6, 5)])
@@ -172,6 +173,8 @@ def used(module: nn.Module) -> nn.Module:
             nn.init.uniform_(norm.running_var, 0.5, 1.5)
             nn.init.uniform_(norm.weight, 0.5, 1.5)
             nn.init.normal_(norm.bias, std=0.2)
+        elif isinstance(norm, nn.Linear):
+            nn.init.normal_(norm.weight, std=(2 / norm.in_features) ** 0.5)
     return module.eval()
 
 

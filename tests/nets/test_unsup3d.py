@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from headwarp.nets.depth_metrics import erode, mad, side
+from headwarp.nets.model_file import load_model, save_model
 from headwarp.nets.unsup3d import (
     DepthReader,
     EDDeconv,
@@ -25,6 +29,7 @@ from headwarp.nets.unsup3d import (
     smoothness,
     view_rotation,
 )
+from headwarp.third_party import unsup3d as official
 
 GOLDEN = Path(os.environ.get("HEADWARP_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the golden vectors, see HEADWARP_GOLDEN")
@@ -316,3 +321,37 @@ def test_erosion_takes_one_pixel_off_every_side():
     wanted = torch.zeros_like(mask)
     wanted[..., 2:5, 2:4] = True
     assert torch.equal(erode(mask.float()), wanted)
+
+
+def write_checkpoint(path, model, monkeypatch):
+    """As the training of Unsup3D leaves it: with the pickled log of the run, an object of its own."""
+    trace = type("MetricsTrace", (), {"__module__": "unsup3d.meters"})
+    module = types.ModuleType("unsup3d.meters")
+    module.MetricsTrace = trace
+    monkeypatch.setitem(sys.modules, "unsup3d", types.ModuleType("unsup3d"))
+    monkeypatch.setitem(sys.modules, "unsup3d.meters", module)
+    log = trace()
+    log.data = {"train": [{"loss": np.float64(1.5)}]}
+    parts = {name: getattr(model, name).state_dict() for name in ("netD", "netA", "netL", "netV", "netC")}
+    torch.save({**parts, "metrics_trace": log, "epoch": 30}, path)
+    monkeypatch.undo()
+
+
+def test_a_checkpoint_with_its_log_is_found_and_read(tmp_path, monkeypatch):
+    model = Unsup3d(TINY)
+    write_checkpoint(tmp_path / "checkpoint030.pth", model, monkeypatch)
+    monkeypatch.setenv("HEADWARP_UNSUP3D", str(tmp_path))
+    loaded = official.load_unsup3d(config=TINY)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    save_model(tmp_path / "unsup3d.safetensors", loaded)
+    again = load_model(tmp_path / "unsup3d.safetensors")
+    assert again.config == TINY
+
+
+def test_a_missing_or_unsafe_checkpoint_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("HEADWARP_UNSUP3D", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"checkpoint030\.pth was not found"):
+        official.load_unsup3d()
+    torch.save({"netD": os.system}, tmp_path / "checkpoint030.pth")
+    with pytest.raises(ValueError, match="read safely"):
+        official.load_unsup3d()
