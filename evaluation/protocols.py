@@ -21,7 +21,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -29,9 +29,7 @@ import numpy as np
 from ..media.errors import InputError
 from ..media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from .dataset import Clip, Moment, Picture, Ref
-
-ProtocolName = Literal["reconstruction", "same-identity", "cross-identity", "scale", "yaw"]
-PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
+from .options import ProtocolName
 
 STRETCH = 0.3
 """Driving frames of the scale protocol are stretched by factors in [1 - STRETCH, 1 + STRETCH], as OSTNet's."""
@@ -84,6 +82,34 @@ class Reenactor(Protocol):
             driving: frames of one clip; in order and without gaps where they are a sequence.
             anchor: of the same clip as `driving`, see `Pair.anchor`.
         """
+
+
+class Still:
+    """The source as it is: what not moving at all is worth."""
+
+    name = "still"
+    facts: Mapping[str, str] = {"method": "the source picture, unmoved"}
+    fitted = False
+
+    def prepare(self, source: Moment) -> Picture:
+        return source.image
+
+    def reenact(self, prepared: Picture, driving: Sequence[Moment], anchor: Moment | None) -> list[Picture]:
+        return [prepared for _ in driving]
+
+
+class Copy:
+    """The driving frame: what the metrics say of the truth itself, and of a method that forgets whom it shall show."""
+
+    name = "copy"
+    facts: Mapping[str, str] = {"method": "the driving picture"}
+    fitted = False
+
+    def prepare(self, source: Moment) -> None:
+        return None
+
+    def reenact(self, prepared: None, driving: Sequence[Moment], anchor: Moment | None) -> list[Picture]:
+        return [moment.image for moment in driving]
 
 
 def sample_pairs(

@@ -5,6 +5,7 @@
     DIR/journal.jsonl      a line for each pair made (seconds) and for each pair scored; what is in it is not done again
     DIR/scores.csv         the metrics of each pair
     DIR/result.json        means with intervals, what each metric is, what was run, on what
+    DIR/places.csv         where the pictures of each pair lie on this machine
     DIR/report.html, table.tex
 
 Frames of the data set and what was seen in them are kept in another folder, which models share.
@@ -39,7 +40,7 @@ from ..media.files import IMAGE_SUFFIXES, atomic_write
 from ..media.image import load_image, save_image
 from .backbones import picture_hash
 from .dataset import Clip, Frames, Moment, Picture, Ref
-from .metrics import bootstrap
+from .metrics import bootstrap, frechet
 from .protocols import Pair, Reenactor, stretched, write_pairs
 from .suite import Item, Metric, Suite
 
@@ -165,6 +166,7 @@ def evaluate(
     rows = _score(bench, folder, suite, journal, problems, given=reenactor is None)
     result = _add_up(label, what, bench, rows, suite, folder, problems, journal)
     write_result(result, output)
+    _write_places(bench, rows, folder, output)
     return result
 
 
@@ -184,6 +186,23 @@ def write_result(result: Result, output: Path) -> None:
         start = [getattr(row, column) for column in fixed]
         writer.writerow([*start, *row.stretch, row.picture, int(row.found), seconds, *numbers])
     with atomic_write(output / "scores.csv") as temporary:
+        temporary.write_text(text.getvalue())
+
+
+def _write_places(bench: Bench, rows: Sequence[Row], folder: Path, output: Path) -> None:
+    """places.csv: where the pictures of each pair lie on this machine, for the pages that show them."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["pair", "source", "driving", "shown", "result"])
+    pairs = {f"{number:05d}": pair for number, pair in enumerate(bench.pairs)}
+    for row in rows:
+        pair = pairs[row.pair]
+        places = [bench.frames.path(pair.source), bench.frames.path(pair.driving)]
+        shown = "" if pair.stretch == (1.0, 1.0) else f"{pair.stretch[0]},{pair.stretch[1]}"
+        path = _picture_path(folder, row.pair)
+        assert path is not None
+        writer.writerow([row.pair, *(p.resolve() for p in places), shown, path.resolve()])
+    with atomic_write(output / "places.csv") as temporary:
         temporary.write_text(text.getvalue())
 
 
@@ -262,11 +281,11 @@ def _make(reenactor: Reenactor, bench: Bench, folder: Path, journal: _Journal) -
     bar = tqdm(total=len(todo), desc=reenactor.name, leave=False, disable=None)
     for _, run in groupby(todo, key=lambda item: (item[1].source, item[1].driving.clip, item[1].anchor)):
         try:
-            for number, picture, seconds, setup in _reenacted(reenactor, list(run), bench.frames):
+            for number, picture, seconds, setup in _reenacted(reenactor, list(run), bench.frames, failures):
                 save_image(folder / f"{number}.png", picture)
                 journal.add([{"what": "made", "pair": number, "seconds": seconds, "setup": setup}])
                 bar.update()
-        except NoFaceError as error:
+        except NoFaceError as error:  # in the source or the anchor
             failures.append(str(error))
     bar.close()
     if failures:
@@ -275,24 +294,36 @@ def _make(reenactor: Reenactor, bench: Bench, folder: Path, journal: _Journal) -
 
 
 def _reenacted(
-    reenactor: Reenactor, run: Sequence[tuple[str, Pair]], frames: Frames
+    reenactor: Reenactor, run: Sequence[tuple[str, Pair]], frames: Frames, failures: list[str]
 ) -> Iterator[tuple[str, Picture, float, float | None]]:
-    """Number, picture, seconds of the frame, and seconds of the source with its first frame."""
+    """Number, picture, seconds of the frame, and with its first frame the seconds of the source."""
     first = run[0][1]
     source = frames.moment(first.source, fitted=reenactor.fitted)
     anchor = frames.moment(first.anchor, fitted=reenactor.fitted) if first.anchor else None
     start = time.perf_counter()
     state = reenactor.prepare(source)
     setup: float | None = time.perf_counter() - start
+
+    def attempt(driving: Sequence[Moment]) -> list[Picture | None]:
+        try:
+            return list(reenactor.reenact(state, driving, anchor))
+        except NoFaceError as error:
+            if len(driving) > 1:  # one bad frame does not take the others along
+                return [attempt([moment])[0] for moment in driving]
+            failures.append(str(error))
+            return [None]
+
     for begin in range(0, len(run), BATCH):
         some = run[begin : begin + BATCH]
         driving = [_driving(pair, frames, reenactor.fitted) for _, pair in some]
         start = time.perf_counter()
-        pictures = list(reenactor.reenact(state, driving, anchor))
+        pictures = attempt(driving)
         seconds = (time.perf_counter() - start) / len(some)
         if len(pictures) != len(some):
             raise ValueError(f"{reenactor.name}: {len(some)} driving frames gave {len(pictures)} pictures.")
         for (number, _), picture in zip(some, pictures, strict=True):
+            if picture is None:
+                continue
             if picture.shape != source.image.shape or picture.dtype != np.uint8:
                 raise ValueError(f"{reenactor.name}: a result must be uint8 {source.image.shape}, got {picture.shape}.")
             yield number, picture, seconds, setup
@@ -454,26 +485,32 @@ def _set_metrics(
         size = bench.frames.size
         return image if image.shape[:2] == (size, size) else Crop.whole(image.shape, size).extract(image)
 
-    pictures = [result(row) for row in rows]
     truth = all(pairs[row.pair].has_truth for row in rows)
-    references = [pairs[row.pair].driving if truth else pairs[row.pair].source for row in rows]
-    distances = suite.distances(pictures, [bench.frames.picture(ref) for ref in references])
+    made: dict[str, list[np.ndarray]] = {}
+    real: dict[str, list[np.ndarray]] = {}
+    for begin in range(0, len(rows), BATCH):
+        some = rows[begin : begin + BATCH]
+        references = [pairs[row.pair].driving if truth else pairs[row.pair].source for row in some]
+        for into, pictures in (
+            (made, [result(row) for row in some]),
+            (real, [bench.frames.picture(ref) for ref in references]),
+        ):
+            for n, vectors in suite.vectors(pictures).items():
+                into.setdefault(n, []).append(vectors)
+    distances = {n: frechet(np.concatenate(made[n]), np.concatenate(real[n])) for n in made}
     table = {n: {"mean": v, "count": len(rows)} for n, v in distances.items() if math.isfinite(v)}
-    by_row = {row.pair: picture for row, picture in zip(rows, pictures, strict=True)}
     found: dict[str, list[float]] = {}
-    clips = []
     sequences: dict[str, list[Row]] = {}
     for row in rows:
         if row.sequence:
             sequences.setdefault(row.sequence, []).append(row)
-    for number, some in enumerate(sequences.values()):
+    for some in sequences.values():
         some.sort(key=lambda r: pairs[r.pair].driving.index)
         drivings = [pairs[r.pair].driving for r in some]
         truths = [bench.frames.picture(ref) for ref in drivings] if truth else None
-        for n, v in suite.jitters([by_row[r.pair] for r in some], truths).items():
+        for n, v in suite.jitters([result(r) for r in some], truths).items():
             if math.isfinite(v):
                 found.setdefault(n, []).append(v)
-        clips.append(number)
     for n, values in found.items():
         table[n] = _cell(np.array(values), np.arange(len(values)))
     return table

@@ -162,16 +162,14 @@ class Suite:
             self._score_faces(item, number, seen, found)
         return Scores(values, [bool(face["found"][0]) for face in seen.result])
 
-    def distances(self, results: Sequence[Picture], references: Sequence[Picture]) -> dict[str, float]:
-        """The Frechet distances of two sets of pictures."""
-        values = {}
-        for embedding in self.pictures:
-            first, second = (
-                np.stack([found["vector"] for found in self.features.of(embedding, some)]).astype(np.float64)
-                for some in (results, references)
-            )
-            values[_frechet_name(embedding.card)] = metrics.frechet(first, second)
-        return values
+    def vectors(self, pictures: Sequence[Picture]) -> dict[str, metrics.Array]:
+        """What the Frechet distances compare: metric -> (n, D)."""
+        return {
+            _frechet_name(embedding.card): np.stack(
+                [found["vector"] for found in self.features.of(embedding, pictures)]
+            ).astype(np.float64)
+            for embedding in self.pictures
+        }
 
     def jitters(self, results: Sequence[Picture], truths: Sequence[Picture] | None) -> dict[str, float]:
         """Jitter of one sequence, and the part of it that the truth does not have."""
