@@ -20,7 +20,9 @@ import tyro
 from tyro.conf import Positional, arg
 
 from ..fitting.options import FitOptions
+from .convert import Convert
 from .options import AnimateOptions
+from .train import Train
 
 if TYPE_CHECKING:
     from .animator import Animator
@@ -281,6 +283,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "frontalize": Frontalize,
     "fit": Fit,
     "convert-track": ConvertTrack,
+    "convert": Convert,
+    "train": Train,
     "demo": Demo,
     "doctor": Doctor,
     "bench": Bench,
