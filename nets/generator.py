@@ -22,6 +22,7 @@ from ..render.warp import sample
 from .dense_motion import DenseMotion, DenseMotionConfig, DenseMotionNetwork, warp_features
 from .keypoints import Motion
 from .layers import ConvNorm, Down, Res, SpadeResBlock, Up, leaky
+from .scale import ScaledMotion, ScaleEmbedding
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class SourceState:
     small: Tensor
     """(B, 3, h, w) the picture as the dense motion sees it."""
     features: Tensor
-    """(B, C, h, w)"""
+    """(B, C, h, w); of the first halving only where a scale embedding changes the others with the driver."""
     disparity: Tensor | None = None
     """(B, 1, H, W) in (0, 1), 1 is near; where a network uses depth."""
     query: Tensor | None = None
@@ -178,6 +179,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.attention, self.align_corners = attention, align_corners
+        self.scale_embedding: ScaleEmbedding | None = None
         self.dense_motion_network = DenseMotionNetwork(
             num_kp,
             num_channels,
@@ -214,7 +216,7 @@ class Generator(nn.Module):
             disparity: (B, 1, H, W), needed by the attention by depth.
         """
         features = self.first(image)
-        for block in self.down_blocks:
+        for block in self.down_blocks if self.scale_embedding is None else self.down_blocks[:1]:
             features = block(features)
         query = None
         if self.attention == "depth":
@@ -229,7 +231,12 @@ class Generator(nn.Module):
         """The source with the given motion; a source of batch 1 serves any number of motions."""
         source = source.expand(len(motion))
         dense = self.dense_motion_network(source.small, motion, source.motion)
-        moved = warp_features(source.features, dense, align_corners=self.align_corners)
+        still, scales = source.features, self._scales(motion)
+        if scales:
+            still = still + scales[0]
+            for block, scale in zip(self.down_blocks[1:], scales[1:], strict=False):
+                still = block(still) + scale
+        moved = warp_features(still, dense, align_corners=self.align_corners)
         features = moved
         if self.attention != "none":
             query = self.AttnModule.query(moved) if source.query is None else source.query
@@ -238,10 +245,34 @@ class Generator(nn.Module):
             image = self.decoder(features, warp_features(source.image, dense, align_corners=self.align_corners))
         else:
             features = self.bottleneck(features)
-            for block in self.up_blocks:
+            for number, block in enumerate(self.up_blocks, len(self.down_blocks)):
                 features = block(features)
+                if scales:
+                    features = features + scales[number]
             image = self.final(features).sigmoid()
         return Output(image, dense, moved)
+
+    def embed_scale(self, code: int) -> None:
+        """Gives the blocks OSTNet's scale embedding; motions must then have a code of this size.
+
+        Raises:
+            ValueError: the SPADE decoder has no such blocks.
+        """
+        if self.decoder is not None:
+            raise ValueError("scale_embedding: needs the residual decoder, the SPADE decoder has no blocks to add to.")
+        channels = [block.conv.out_channels for block in (*self.down_blocks, *self.up_blocks)]
+        self.scale_embedding = ScaleEmbedding(code, channels)
+
+    def _scales(self, motion: Motion) -> list[Tensor]:
+        """What the scale embedding adds to the down and up blocks; empty where there is none."""
+        if self.scale_embedding is None:
+            return []
+        if not isinstance(motion, ScaledMotion) or motion.code is None:
+            raise ValueError(
+                "A model with scale embedding needs motion that was read for its source, read_motion(image, state), "
+                "and taken over as it is, not relative to another frame."
+            )
+        return self.scale_embedding(motion.code)
 
     def deformed(self, source: SourceState, dense: DenseMotion) -> Tensor:
         """(B, 3, H, W): the source picture itself, warped; for looking at."""
