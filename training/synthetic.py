@@ -12,6 +12,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -210,13 +211,18 @@ class SyntheticPeople:
 
     def _open(self) -> Cast:
         if self._cast is None:
-            head = load_head("open").to(self.params.device)
             size = max(self.request.size)
-            self._cast = Cast(head, size, self.params.keep, self._tracks, self.params.replay)
+            self._cast = Cast(shared_head(self.params.device), size, self.params.keep, self._tracks, self.params.replay)
         return self._cast
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_cast": None}  # workers make their own
+
+
+@lru_cache(maxsize=2)
+def shared_head(device: str) -> HeadModel:
+    """The open head of this process; what is made once per head (charts, cuts of hair) serves all sources."""
+    return load_head("open").to(device)
 
 
 def person_seed(seed: int, index: int, split: str = "train") -> int:

@@ -269,7 +269,7 @@ class Person:
         ndc = camera.ndc(torch.cat(vertices)[None], size)
         drawn = rasterize(ndc, mesh, fine_size, perspective=True, cull=False)
         nearest = (drawn.depth.flatten() < solid).reshape(fine_size)
-        share = sum(nearest[i::_SUB, j::_SUB].float() for i, j in _CORNERS).flatten() / _SUB**2
+        share = F.avg_pool2d(nearest[None, None].float(), _SUB).flatten()
         seen = (share > 0).nonzero().squeeze(1)
         candidates = _samples_of(seen, size)
         first = nearest.flatten()[candidates].byte().argmax(1, keepdim=True)
