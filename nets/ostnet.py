@@ -109,16 +109,16 @@ class OstNet(nn.Module):
         Returns:
             Keypoints, with the code and the rectified picture where there is a state.
         """
-        motion = self.base.read_motion(image)
+        seen = self.base.read_motion(image)
         if state is None or self.localisation is None:
-            return motion
-        code = self.localisation(state.motion.value.expand_as(motion.value), motion.value)
+            return seen
+        code = self.localisation(state.motion.value.expand_as(seen.value), seen.value)
         if self.transformation is None:
-            return ScaledMotion(motion.value, motion.jacobian, code)
+            return ScaledMotion(seen.value, seen.jacobian, code, seen=seen)
         fiducials = self.transformation.fiducials(code)
         rectified = self.transformation(image, fiducials)
         motion = self.base.read_motion(rectified)
-        return ScaledMotion(motion.value, motion.jacobian, code, fiducials, rectified)
+        return ScaledMotion(motion.value, motion.jacobian, code, fiducials, rectified, seen)
 
     def render(self, state: SourceState, motion: Motion) -> Output:
         """The source with the motion of B frames.

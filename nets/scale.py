@@ -52,12 +52,21 @@ class ScaledMotion(Motion):
     """(B, F, 2) where in the driving picture the fiducial points of the rectified one lie."""
     rectified: Tensor | None = None
     """(B, 3, H, W) in [0, 1]: the driving picture in the source's proportions."""
+    seen: Motion | None = None
+    """Keypoints of the driving pictures as they came."""
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> ScaledMotion:
-        values = (self.value, self.jacobian, self.code, self.fiducials, self.rectified)
-        value, *others = (None if v is None else change(v) for v in values)
-        assert value is not None
-        return ScaledMotion(value, *others)
+        def perhaps(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else change(tensor)
+
+        return ScaledMotion(
+            change(self.value),
+            perhaps(self.jacobian),
+            perhaps(self.code),
+            perhaps(self.fiducials),
+            perhaps(self.rectified),
+            None if self.seen is None else self.seen._each(change),
+        )
 
 
 class ScaleLocalisation(nn.Module):
