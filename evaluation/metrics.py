@@ -34,7 +34,10 @@ def psnr(result: Tensor, truth: Tensor) -> Tensor:
 
 
 def ssim(result: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels, sigma 1.5, K = (.01, .03), RGB mean."""
+    """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels, sigma 1.5, K = (.01, .03), RGB mean.
+
+    Over the whole picture with mirrored borders, as torchmetrics has it (scikit-image leaves 5 pixels off).
+    """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     found = structural_similarity_index_measure(result, truth, data_range=1.0, reduction="none")

@@ -29,7 +29,7 @@ from .metrics import bootstrap
 from .protocols import stretched
 from .run import ALL, Result, Row, read_result
 
-CELL = 176
+CELL = 192
 """Pixels of a picture on a page."""
 CASES = 5
 """Worst and best pairs shown."""
@@ -38,6 +38,7 @@ RANKING = ("lpips_vgg", "lpips_alex", "perceptual_effnet", "apd_open")
 """The first of these that a result has orders its cases from best to worst."""
 SPREAD = ("l1", "psnr", "ssim", "lpips_vgg", "perceptual_effnet", "akd_mediapipe68", "apd_open", "aed_expression_open")
 """Metrics whose distribution over people is drawn, with the cosines to the source."""
+_SHORT = {"perceptual_effnet": "perceptual", "akd_mediapipe68": "AKD", "apd_open": "APD", "psnr": "PSNR"}
 MANY = 40
 """Most people that a drawing lists one by one."""
 
@@ -279,10 +280,18 @@ def _case_pictures(row: Row, place: Place) -> list[Picture]:
 
 
 def _case_label(row: Row, name: str) -> str:
-    numbers = [
-        f"{n} {_number(row.values[n])}" for n in (name, "psnr", "akd_mediapipe68", "apd_open") if n in row.values
-    ]
-    return f"{row.pair}  {row.source} > {row.driving}  {row.group}  {'  '.join(dict.fromkeys(numbers))}"
+    wanted = dict.fromkeys((name, "psnr", "akd_mediapipe68", "apd_open"))
+    numbers = [f"{_SHORT.get(n, n)} {_number(row.values[n])}" for n in wanted if n in row.values]
+    return "   ".join([row.pair, _direction(row), *numbers])
+
+
+def _direction(row: Row) -> str:
+    """Which frame drives which, and the group."""
+    source, first = row.source.removesuffix(".png").rsplit("/", 1)
+    driving, second = row.driving.removesuffix(".png").rsplit("/", 1)
+    same = source == driving
+    text = f"{source}: {int(first)} > {int(second)}" if same else f"{source} {int(first)} > {driving} {int(second)}"
+    return f"{text} {row.group}".rstrip()
 
 
 def _strips(result: Result, places: Mapping[str, Place]) -> list[str]:
@@ -493,7 +502,8 @@ def _side_by_side(
             inputs = [load_image(first.source), driving if first.shown is None else stretched(driving, *first.shown)]
             pictures.append([*inputs, *made])
             numbers = [_number(row.values[name]) if name and name in row.values else "" for row in rows]
-            labels.append(f"{rows[0].source} > {rows[0].driving}  {rows[0].group}  {name or ''} {' / '.join(numbers)}")
+            label = f"{_SHORT.get(name, name)} {' / '.join(numbers)}" if name else ""
+            labels.append(f"{rows[0].pair}   {_direction(rows[0])}   {label}")
         columns = ["source", "driving", *(r.name for r in results)]
         parts += [f"<h2>{_text(title)}</h2>", _figure(contact_sheet(pictures, labels, columns=columns, cell=CELL))]
     return parts

@@ -286,7 +286,7 @@ class Suite:
         head, marks = self.faces.card, self.faces.landmarks_card
         yield Metric("l1", "L1", "mean |a - b| over pixels and channels", "lower", "of [0, 1]", "truth", NONE)
         yield Metric("psnr", "PSNR", "10 log10(1 / mean (a - b)^2), at most 99", "higher", "dB", "truth", NONE)
-        window = "Gaussian 11 px, sigma 1.5, K .01 .03, mean over RGB (torchmetrics)"
+        window = "Gaussian 11 px, sigma 1.5, K .01 .03, mirrored borders, mean over RGB (torchmetrics)"
         yield Metric("ssim", "SSIM", f"structural similarity; {window}", "higher", "", "truth", NONE)
         yield Metric("ms_ssim", "MS-SSIM", f"five scales; {window}", "higher", "", "truth", NONE)
         unit = "sum over layers of mean over pixels of sum over channels w (f/|f| - g/|g|)^2"
