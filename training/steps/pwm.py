@@ -77,6 +77,7 @@ class PwmStep(Step):
     needs: ClassVar[frozenset[str]] = frozenset({"params", "camera"})
 
     model: Pwm
+    critic: MultiScalePatchGan | None
 
     def __init__(self, settings: PwmSettings = PwmSettings()) -> None:
         super().__init__()
@@ -89,12 +90,12 @@ class PwmStep(Step):
             params = settings.perceptual_params
             backbone = load_backbone(params.backbone, LAST)
             self.perceptual = PerceptualLoss(backbone, params.scales, relative=params.relative)
-        self.critic: MultiScalePatchGan | None = None
         if weights.any("adversarial", "feature_matching"):
             self.critic = MultiScalePatchGan(settings.discriminator_params)
 
     def losses(self, batch: Batch) -> tuple[Losses, PwmOutput]:
         output = self.generate(self.model, batch)
+        self.mark("forward")
         target = batch.driving.image
         weights = self.settings.loss_weights
         real: Judgement | None = None
