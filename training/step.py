@@ -52,7 +52,7 @@ class Step(nn.Module):
     """`self.mark("forward")` between the network and the losses books the time until there as "forward" and what
     follows as "losses"; the engine's clock stands behind it."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Any = None) -> None:
         super().__init__()
         self.critic = None  # here, because torch would not find a module behind a class attribute
 

@@ -1,6 +1,7 @@
 """A method that trains in seconds: a tiny autoencoder that copies the driving picture, with a tiny critic.
 
-Run as a file it is `headwarp train` that knows this method, for tests that need processes.
+Run as a file it is `headwarp train` that knows this method, for tests that need processes. The variable TOY makes
+trouble: "3:SIGTERM 5:nan" sends a signal in the fourth step of the process and makes a loss nan in the sixth.
 """
 
 from __future__ import annotations
@@ -53,11 +54,6 @@ class ToyWeights:
 class ToySettings:
     model_params: ToyConfig = ToyConfig()
     loss_weights: ToyWeights = ToyWeights()
-    nan_at: int = -1
-    """Call of `losses` (from 0) at which a term becomes nan."""
-    kill_at: int = -1
-    """Call at which the process gets SIGTERM; with `kill_hard` SIGKILL."""
-    kill_hard: bool = False
 
 
 class ToyStep(Step):
@@ -70,17 +66,18 @@ class ToyStep(Step):
         self.model = Toy(settings.model_params)
         self.critic = nn.Conv2d(3, 1, 3)
         self._calls = 0
+        self._trouble = {int(at): what for at, what in (item.split(":") for item in os.environ.get("TOY", "").split())}
 
     def losses(self, batch: Batch) -> tuple[Losses, Any]:
-        weights, calls = self.settings.loss_weights, self._calls
+        weights, trouble = self.settings.loss_weights, self._trouble.get(self._calls, "")
         self._calls += 1
-        if calls == self.settings.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL if self.settings.kill_hard else signal.SIGTERM)
+        if trouble.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[trouble])
         target = batch.driving.image
         image = self.model(target + weights.noise * torch.randn_like(target))
         self.mark("forward")
         l1 = weights.l1 * (image - target).abs().mean()
-        if calls == self.settings.nan_at:
+        if trouble == "nan":
             l1 = l1 * torch.nan
         return {"l1": l1, "adversarial": -weights.adversarial * self.critic(image).mean()}, image.detach()
 

@@ -102,7 +102,7 @@ class FrameStore:
             frames = []
             for index in indices:
                 file.seek(min(index, count - 1) * self._frame_bytes)
-                frames.append(np.frombuffer(file.read(self._frame_bytes), np.uint8).reshape(*self.size, 3))
+                frames.append(np.fromfile(file, np.uint8, self._frame_bytes).reshape(*self.size, 3))
             return frames
 
     def _decode_some(self, video: Path, indices: Sequence[int]) -> list[np.ndarray]:
