@@ -259,7 +259,7 @@ class Truth:
 
     def __init__(self, path: Path, frames: int, size: tuple[int, int]) -> None:
         height, width = size
-        tail = dict.fromkeys(TRUTH, (height, width))
+        tail: dict[str, tuple[int, ...]] = dict.fromkeys(TRUTH, (height, width))
         tail.update({"normals": (3, height, width), "flow": (2, height, width), "landmarks68": (68, 3)})
         header: dict[str, Any] = {"__metadata__": {"format": "headwarp-truth-1"}}
         end, places = 0, {}

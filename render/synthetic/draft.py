@@ -14,6 +14,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,8 +32,8 @@ from .render import (
     Frame,
     Pose,
     cat_frames,
-    develop,
     pose_head,
+    print_film,
     shade_solid,
     shade_strands,
     unproject,
@@ -111,7 +112,7 @@ class Person:
             points.append(torch.arange(count, device=device).repeat(2) + start // 2)
             start += 2 * count
         self._ribbon_faces, self._point_of = parts, torch.cat(points)
-        self._fixed = [torch.cat([s.depth[..., None], s.colour[:, None].expand(*s.shape, 3)], -1) for s in kinds]
+        self._at_spacing: tuple[float, Tensor, Tensor] | None = None
         self._backdrops: dict[tuple[int, int], Tensor] = {}
 
     def elsewhere(self, seed: int) -> Person:
@@ -140,7 +141,7 @@ class Person:
 
     def _draw(self, params: HeadParams, camera: Camera, size: tuple[int, int], number: int) -> Frame:
         mesh, look, faces = self._mesh, self.look, self._faces
-        pose = pose_head(self.head, params, mesh)
+        pose = pose_head(self.head, params, mesh, self.rest)
         ndc = camera.ndc(pose.drawn[None], size)
         fine_size = (_SUB * size[0], _SUB * size[1])
         coarse = rasterize(ndc, faces, size, perspective=True)
@@ -191,7 +192,7 @@ class Person:
         normals = image[:, :3].mT.reshape(1, 3, *size)
         head_face = torch.where(coarse.face_id < mesh.head_faces, coarse.face_id, torch.full_like(coarse.face_id, -1))
         return Frame(
-            image=develop(linear.mT.reshape(3, *size), look, number)[None],
+            image=_developed(linear.mT.reshape(3, *size), look, number)[None],
             depth=coarse.depth[:, None],
             normals=F.normalize(normals, dim=1) * on,
             segmentation=labels.reshape(1, *size),
@@ -233,6 +234,27 @@ class Person:
         centre = pose.vertices.mean(0)
         return shadow_map(vertices, faces, look.lighting, centre, SHADOW_RADIUS, _SHADOW_MAP, blur=3)
 
+    def _ribbons(self, spacing: float) -> tuple[Tensor, Tensor]:
+        """Triangles of all strands, and depth in the hair, colour and cover (V, 5) of their points, at a distance of
+        `spacing` metres between samples."""
+        if self._at_spacing is not None and self._at_spacing[0] == spacing:
+            return self._at_spacing[1:]
+        faces, fixed = [], []
+        kinds = [self.look.face_hair] + ([self._hair.strands] if self._hair else [])
+        for k, strands in enumerate(kinds):
+            cover = (strands.width / spacing).clamp_max(1.0)
+            triangles = self._ribbon_faces[k]
+            if k == 1:  # dense: some are left out where others lie behind, see `render._draw`
+                chance = torch.arange(len(cover), device=cover.device, dtype=torch.float64) * 0.6180339887498949 % 1
+                keep = chance.float()[:, None] < 0.5 * (cover[:, 1:] + cover[:, :-1])
+                triangles, cover = triangles[keep.flatten().repeat(2)], torch.ones_like(cover)
+            faces.append(triangles)
+            colour = strands.colour[:, None].expand(*strands.shape, 3)
+            shown = 1 - (1 - cover[..., None]) ** 2.2
+            fixed.append(torch.cat([strands.depth[..., None], colour, shown], -1).reshape(-1, 5))
+        self._at_spacing = (spacing, torch.cat(faces), torch.cat(fixed))
+        return self._at_spacing[1:]
+
     def _strands(
         self,
         pose: Pose,
@@ -251,21 +273,12 @@ class Person:
         kinds = [(carry_on_skin(look.face_hair, head.v_template, head.faces, pose.vertices), look.face_hair)]
         if self._hair is not None:
             kinds.append((self._hair.carry(pose.turn[1]), self._hair.strands))
+        # Rounded to 5 %, so that it is the same from frame to frame.
         spacing = 1.15 * -float(pose.vertices[:, 2].mean()) / float(camera.focal[0]) / _SUB
-        vertices, values, faces = [], [], []
-        for k, (posed, strands) in enumerate(kinds):
-            cover = (strands.width / spacing).clamp_max(1.0)
-            triangles = self._ribbon_faces[k]
-            if k == 1:  # dense: some are left out where others lie behind, see `render._draw`
-                chance = torch.arange(len(cover), device=cover.device, dtype=torch.float64) * 0.6180339887498949 % 1
-                keep = chance.float()[:, None] < 0.5 * (cover[:, 1:] + cover[:, :-1])
-                triangles, cover = triangles[keep.flatten().repeat(2)], torch.ones_like(cover)
-            cover = 1 - (1 - cover) ** 2.2
-            packed = [posed.tangent, posed.normal, self._fixed[k], cover[..., None]]
-            values.append(torch.cat(packed, -1).reshape(-1, 11))
-            vertices.append(ribbons(posed, strands.width, narrowest=spacing))
-            faces.append(triangles)
-        mesh = torch.cat(faces)
+        spacing = 1.05 ** round(math.log(spacing, 1.05))
+        mesh, fixed = self._ribbons(spacing)
+        vertices = [ribbons(posed, strands.width, narrowest=spacing) for posed, strands in kinds]
+        moving = [torch.cat([posed.tangent, posed.normal], -1).reshape(-1, 6) for posed, _ in kinds]
         ndc = camera.ndc(torch.cat(vertices)[None], size)
         drawn = rasterize(ndc, mesh, fine_size, perspective=True, cull=False)
         nearest = (drawn.depth.flatten() < solid).reshape(fine_size)
@@ -275,15 +288,32 @@ class Person:
         first = nearest.flatten()[candidates].byte().argmax(1, keepdim=True)
         chosen = candidates.gather(1, first).squeeze(1)
         face = drawn.face_id.flatten()[chosen].long()
-        at = _at_samples(torch.cat(values), chosen, face, ndc[0], mesh, fine_size, row=self._point_of)
+        values = torch.cat([torch.cat(moving), fixed], 1)
+        at = _at_samples(values, chosen, face, ndc[0], mesh, fine_size, row=self._point_of)
         points = unproject(camera, chosen, drawn.depth.flatten()[chosen], fine_size, _SUB)
 
         light, cover = shade_strands(look, at, points, shadows)
         shape = (size[0] * size[1],)
         full_light, full_cover, hair = solid.new_zeros(*shape, 3), solid.new_zeros(shape), solid.new_zeros(shape)
         full_light[seen], full_cover[seen] = light, share[seen] * cover[:, 0]
-        hair[seen] = full_cover[seen] * (face >= len(faces[0]))
+        hair[seen] = full_cover[seen] * (face >= len(self._ribbon_faces[0]))
         return full_light, full_cover, hair
+
+
+def _developed(image: Tensor, look: Appearance, number: int) -> Tensor:
+    """As `render.develop`, the noise cut out of a sheet that is made once."""
+    height, width = image.shape[1:]
+    sheet = _grain(height + 64, width + 64)
+    top, left = np.random.default_rng((look.seed, number)).integers(0, 64, 2)
+    grain = sheet[:, top : top + height, left : left + width].to(image.device)
+    return torch.addcmul(print_film(image, look), grain, image.new_tensor(look.noise)).clamp(0, 1)
+
+
+@lru_cache(maxsize=4)
+def _grain(height: int, width: int) -> Tensor:
+    """(3, H, W) noise of a camera, of unit strength."""
+    grain = torch.randn(3, height, width, generator=torch.Generator().manual_seed(0))
+    return 0.6 * grain + 0.6 * grain.mean(0, keepdim=True)
 
 
 @lru_cache(maxsize=64)

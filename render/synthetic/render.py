@@ -179,10 +179,12 @@ def _render(
     )
 
 
-def pose_head(head: HeadModel, params: HeadParams, mesh: Body) -> Pose:
+def pose_head(head: HeadModel, params: HeadParams, mesh: Body, rest: Tensor | None = None) -> Pose:
+    """One head with its torso in the world; `rest` (N, 3) saves time where the neutral vertices are known."""
     device = head.v_template.device
     vertices = head(params)[0]
-    rest = head.rest_vertices(HeadParams.zeros(head).replace(shape=params.shape))[0]
+    if rest is None:
+        rest = head.rest_vertices(HeadParams.zeros(head).to(device).replace(shape=params.shape))[0]
     turn = head.transforms(head.rotations(params), head.rest_joints(params))[0]
     turn = torch.cat([turn[..., :3], turn[..., 3:] + params.translation[0][:, None]], -1)
     torso_rest = (
@@ -414,11 +416,15 @@ def _vote(labels: Tensor, samples: int) -> Tensor:
 
 def develop(image: Tensor, look: Appearance, number: int) -> Tensor:
     """The camera: exposure, film curve, noise. (3, H, W) linear -> sRGB in [0, 1]."""
+    generator = torch.Generator().manual_seed(look.seed * 100003 + number)
+    grain = torch.randn(image.shape, generator=generator).to(image)
+    return (print_film(image, look) + look.noise * (0.6 * grain + 0.6 * grain.mean(0, keepdim=True))).clamp(0, 1)
+
+
+def print_film(image: Tensor, look: Appearance) -> Tensor:
+    """Exposure and film curve: linear -> sRGB, not clipped."""
     image = (image * look.exposure).clamp_min(0)
     # A soft shoulder: linear up to 0.6, then rolling off to 1.
     knee = 0.6
     image = torch.where(image < knee, image, knee + (1 - knee) * (1 - torch.exp(-(image - knee) / (1 - knee))))
-    image = torch.where(image <= 0.0031308, 12.92 * image, 1.055 * image.clamp_min(1e-6) ** (1 / 2.4) - 0.055)
-    generator = torch.Generator().manual_seed(look.seed * 100003 + number)
-    grain = torch.randn(image.shape, generator=generator).to(image)
-    return (image + look.noise * (0.6 * grain + 0.6 * grain.mean(0, keepdim=True))).clamp(0, 1)
+    return torch.where(image <= 0.0031308, 12.92 * image, 1.055 * image.clamp_min(1e-6) ** (1 / 2.4) - 0.055)
