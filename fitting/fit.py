@@ -74,7 +74,7 @@ def fit_image(
     solver = _solver(head)
     face = face or largest_face(image, index=index, name=name)
     seen = Observations.of([face])
-    view, state, person = settle(solver, seen, offsets=False)
+    view, state, person = settle(solver, seen, offsets=False, size=(image.shape[0], image.shape[1]))
     crops = _crop_transforms(seen, BoxSmoother())
     return _track(solver, seen, view, state, person, np.zeros(1), 25.0, image.shape[:2], crops)
 
@@ -224,7 +224,7 @@ class VideoFitter:
 
     def _settle(self) -> None:
         seen = Observations.of([o.face for o in self._waiting if o.face])
-        view, _, person = settle(self.solver, seen[_most_different(seen, _SETTLED_ON)], offsets=True)
+        view, _, person = settle(self.solver, seen[_most_different(seen, _SETTLED_ON)], offsets=True, size=self._size)
         self._settled = view, person
 
     def _solve(self, count: int) -> FaceTrack:
@@ -293,7 +293,7 @@ class LiveFitter:
             return None
         seen = Observations.of([face], self._last_seen)
         if self._settled is None:
-            view, self._last, person = settle(self.solver, seen, offsets=False)
+            view, self._last, person = settle(self.solver, seen, offsets=False, size=(image.shape[0], image.shape[1]))
             self._settled = view, person
         elif face:
             view, person = self._settled
@@ -308,7 +308,7 @@ class LiveFitter:
             if len(self._faces) == SETTLE_FRAMES:
                 chosen = Observations.of(self._faces)
                 chosen = chosen[_most_different(chosen, _SETTLED_ON)]
-                view, _, person = settle(self.solver, chosen, offsets=True)
+                view, _, person = settle(self.solver, chosen, offsets=True, size=(image.shape[0], image.shape[1]))
                 self._settled = view, person
         view, person = self._settled
         assert self._last is not None
@@ -370,15 +370,18 @@ def fit(
     return fit_video(path, head=head, index=index, progress=progress)
 
 
-def settle(solver: Solver, seen: Observations, *, offsets: bool) -> tuple[View, State, Identity]:
+def settle(
+    solver: Solver, seen: Observations, *, offsets: bool, size: tuple[int, int] | None = None
+) -> tuple[View, State, Identity]:
     """Camera, identity and the states of some frames of one person that all show the face.
 
     Args:
         solver: for the head.
         seen: frames with faces; the first fixes the camera.
         offsets: whether to learn where this person's landmarks sit beside the model's (needs several frames).
+        size: (H, W) of the frames, see `Solver.start`.
     """
-    view, state = solver.start(seen.landmarks, seen.units)
+    view, state = solver.start(seen.landmarks, seen.units, size=size)
     person = solver.person()
     state, person = solver.solve(seen.landmarks, seen.units, view, state, person, pose_only=True, iterations=4)
     state, person = solver.solve(seen.landmarks, seen.units, view, state, person, shared_shape=True, iterations=10)

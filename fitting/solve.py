@@ -46,6 +46,10 @@ Pair = tuple[Array, Array]
 DISTANCE = 0.9
 """Metres to the camera at the start of a fit; the focal length is chosen to suit."""
 
+WIDEST = 0.9
+"""Shortest focal length in units of the picture's longer side; that of phones and webcams. A face that is small in its
+picture is far away, not seen through a fisheye."""
+
 
 @cache
 def _blas() -> ThreadpoolController:
@@ -278,14 +282,23 @@ class Solver:
 
     # ---- starting values
 
-    def start(self, landmarks: NDArray[Any], units: NDArray[Any], view: View | None = None) -> tuple[View, State]:
+    def start(
+        self,
+        landmarks: NDArray[Any],
+        units: NDArray[Any],
+        view: View | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+    ) -> tuple[View, State]:
         """Camera and first guess of frames: pose by a similarity between the landmarks, depth included, and the neutral
         head; expression and lids from the face units.
 
         Args:
             landmarks: (T, 478, 3) pixels, finite.
             units: (T, 52) ARKit units.
-            view: a known camera; else one that puts the first frame at `DISTANCE`.
+            view: a known camera; else one that puts the first frame at `DISTANCE`, unless its lens would be wider than
+                cameras have.
+            size: (H, W) of the picture, in whose middle the camera's axis is; without it, in the first face's.
         """
         landmarks = np.asarray(landmarks, np.float64)
         spread = np.ptp(landmarks[:, :468, :2], axis=1).min() if np.isfinite(landmarks).all() else math.nan
@@ -298,15 +311,19 @@ class Solver:
         scales, rotations, centres = [], [], []
         for points in landmarks[:, self.index]:
             target = points[inner] * np.array([1.0, -1.0, -1.0])
-            size, turn, shift = _similarity(model[inner], target)
-            scales.append(size)
+            grown, turn, shift = _similarity(model[inner], target)
+            scales.append(grown)
             rotations.append(turn)
-            centres.append(turn @ (size * self._joints[0]) + shift)
+            centres.append(turn @ (grown * self._joints[0]) + shift)
         scale, centre = np.array(scales), np.array(centres)
         if view is None:
             low, high = landmarks[0, :468, :2].min(0), landmarks[0, :468, :2].max(0)
             middle = (low + high) / 2
-            view = View(float(scales[0] * DISTANCE), (float(middle[0]), float(middle[1])))
+            focal = float(scales[0] * DISTANCE)
+            if size is None:
+                view = View(focal, (float(middle[0]), float(middle[1])))
+            else:
+                view = View(max(focal, WIDEST * max(size)), (size[1] / 2, size[0] / 2))
         depth = view.focal / scale
         principal = np.array(view.principal)
         rotation = np.array(rotations)
