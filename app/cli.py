@@ -21,7 +21,9 @@ from tyro.conf import Positional, arg
 
 from ..fitting.options import FitOptions
 from .convert import Convert
+from .evaluate import Compare, Evaluate
 from .options import AnimateOptions
+from .synth import Synth
 from .train import Train
 
 if TYPE_CHECKING:
@@ -284,7 +286,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "fit": Fit,
     "convert-track": ConvertTrack,
     "convert": Convert,
+    "synth": Synth,
     "train": Train,
+    "evaluate": Evaluate,
+    "compare": Compare,
     "demo": Demo,
     "doctor": Doctor,
     "bench": Bench,
@@ -296,13 +301,17 @@ def main(arguments: list[str] | None = None) -> None:
     # Between two parallel loops torch's threads wait by spinning, a millisecond by default, on the cores that our
     # kernels want. Ten times shorter serves both (docs/kernels.md). Read when torch is loaded; the user's word counts.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        prog="headwarp",
-        description="One-shot face animation driven by explicit 3D geometry.",
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    try:
+        command = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="headwarp",
+            description="One-shot face animation driven by explicit 3D geometry.",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except BrokenPipeError:  # `headwarp --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the last flush complain
+        raise SystemExit(0) from None
     # A polite kill cleans up as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
