@@ -176,6 +176,10 @@ class PwmStep(Step):
         with torch.no_grad():
             return guide.pose(source, source_camera, size), guide.pose(same_person, camera, size)
 
+    def head_pixels(self, batch: Batch) -> Tensor:
+        """(B, 1, H, W) bool: which pixels of the driving pictures show the head, without neck and bust."""
+        return self._geometry(batch)[0]
+
     def _geometry(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The driving head's pixels (B, 1, H, W) bool; its displacement to the source, plain and continued."""
         guide = Guide(self.head, PwmConfig())
