@@ -93,14 +93,17 @@ class Scene:
 
 @dataclass
 class Cast:
-    """The people of a source in one process, and the tracks whose motion they may do. Opens its files late."""
+    """The people of a source in one process, and the tracks whose motion they may do."""
 
     head: HeadModel
+    """On the CPU, where people and scenes are made up."""
     size: int
     """Longer side of the pictures, for the detail of skin and hair."""
     keep: int = 256
     tracks: Sequence[Path] = ()
     replay: float = 0.5
+    device: str = "cpu"
+    """Where people are drawn."""
     _people: OrderedDict[int, Person] = field(default_factory=OrderedDict)
 
     def person(self, seed: int) -> Person:
@@ -109,7 +112,7 @@ class Cast:
             self._people.move_to_end(seed)
             return self._people[seed]
         look = sample_appearance(seed, self.head, resolution=self.size, draft=True)
-        person = self._people[seed] = Person(self.head, sample_identity(seed, self.head), look)
+        person = self._people[seed] = Person(shared_head(self.device), sample_identity(seed, self.head), look)
         if len(self._people) > self.keep:
             self._people.popitem(last=False)
         return person
@@ -212,7 +215,8 @@ class SyntheticPeople:
     def _open(self) -> Cast:
         if self._cast is None:
             size = max(self.request.size)
-            self._cast = Cast(shared_head(self.params.device), size, self.params.keep, self._tracks, self.params.replay)
+            params = self.params
+            self._cast = Cast(shared_head("cpu"), size, params.keep, self._tracks, params.replay, params.device)
         return self._cast
 
     def __getstate__(self) -> dict[str, object]:
@@ -252,7 +256,7 @@ def landmarks(head: HeadModel, params: HeadParams) -> Tensor:
     """(B, 478, 3) MediaPipe's landmarks in the world."""
     embedding = head.embeddings["mediapipe"]
     assert isinstance(embedding, Embedding)
-    return embedding.points(head(params.to(head.v_template.device))).cpu()
+    return embedding.points(head(params))
 
 
 def landmark_pixels(head: HeadModel, vertices: Tensor, camera: Camera) -> Tensor:
@@ -260,7 +264,7 @@ def landmark_pixels(head: HeadModel, vertices: Tensor, camera: Camera) -> Tensor
     pixels at that depth, smaller is nearer, as MediaPipe has it."""
     embedding = head.embeddings["mediapipe"]
     assert isinstance(embedding, Embedding)
-    return relative_depth(camera.project(embedding.points(vertices).cpu()), camera)
+    return relative_depth(camera.project(embedding.points(vertices.cpu())), camera)
 
 
 def relative_depth(projected: Tensor, camera: Camera) -> Tensor:

@@ -96,6 +96,8 @@ class Person:
         )
         assert head.face_part is not None
         torso = len(head.part_names)
+        skull = (head.face_part == head.part_names.index("head")).to(device)
+        self._framed = self._faces[: self._mesh.head_faces][skull].unique()
         bust = head.face_part.new_full((len(self._faces) - self._mesh.head_faces,), torso)
         self._part = torch.cat([bust.new_full((1,), torso + 1), head.face_part, bust])  # of face -1, 0, 1, ...
         with torch.no_grad():
@@ -146,7 +148,7 @@ class Person:
         fine_size = (_SUB * size[0], _SUB * size[1])
         coarse = rasterize(ndc, faces, size, perspective=True)
         fine = rasterize(ndc, faces, fine_size, perspective=True)
-        share = visibility(pose.drawn, pose.normals, faces, look.lighting, resolution=_OCCLUSION)
+        share = visibility(pose.drawn, pose.normals, faces, look.lighting, _OCCLUSION, self._framed)
         shadows = self._shadows(pose)
 
         # Solid surfaces: pixel centres, and all samples of pixels at edges.

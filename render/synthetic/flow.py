@@ -49,28 +49,30 @@ def surface_flow(
     with torch.no_grad():
         mesh = body(head)
         faces = mesh.faces.to(head.v_template.device)
-        ndc = [
-            camera.ndc(torch.stack([pose_head(head, params[k], mesh).drawn for k in range(len(params))]), size)
-            for params, camera in zip((here, there), cameras, strict=True)
+        drawn = [
+            torch.stack([pose_head(head, params[k], mesh).drawn for k in range(len(params))])
+            for params in (here, there)
         ]
+        ndc = [camera.ndc(points, size) for points, camera in zip(drawn, cameras, strict=True)]
         seen, other = (rasterize(vertices, faces, size, perspective=True) for vertices in ndc)
-        target = interpolate(ndc[1], seen, ndc[0], faces, perspective=True)  # (B, 3, H, W)
-        on = seen.face_id[:, None] >= 0
+        on = seen.face_id >= 0  # (B, H, W)
+        place = interpolate(torch.cat(drawn, 2), seen, ndc[0], faces, perspective=True)
+        place = place.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H W, 6)
+        place = torch.where(on.flatten(1)[..., None], place, place.new_tensor([0.0, 0.0, -1.0] * 2))
+        # Both ends from the same weights, so that what does not move has no motion.
+        start, target = (camera.project(place[..., 3 * k : 3 * k + 3]) for k, camera in enumerate(cameras))
         height, width = size
-        x = (2 * torch.arange(width, device=faces.device) + 1) / width - 1
-        y = (2 * torch.arange(height, device=faces.device) + 1) / height - 1
-        step_x, step_y = (target[:, 0] - x) * (width / 2), (target[:, 1] - y[:, None]) * (height / 2)
-        displacement = torch.stack([step_x, step_y], 1) * on
+        step = (target - start)[..., :2].mT.reshape(-1, 2, height, width)
+        displacement = step * on[:, None]
 
         # The furthest of the four pixels around the target: at slanted and at curved places the nearest one may lie
         # in front of it.
         depth = F.max_pool2d(_finite(other.depth)[:, None], 2, stride=1, padding=1)
-        corner = torch.stack([(target[:, 0] + 1) * width / 2, (target[:, 1] + 1) * height / 2], -1).round().long()
-        inside = (target[:, :2].abs() < 1).all(1)
-        column, row = corner[..., 0].clamp(0, width), corner[..., 1].clamp(0, height)
-        batch = torch.arange(len(depth), device=faces.device)[:, None, None]
-        front = depth[batch, 0, row, column]
-        visible = inside & (target[:, 2] < front + _TOLERANCE) & on[:, 0]
+        x, y, far = (v.reshape(-1, height, width) for v in target.unbind(-1))
+        column, row = x.round().long().clamp(0, width), y.round().long().clamp(0, height)
+        front = depth[torch.arange(len(depth), device=faces.device)[:, None, None], 0, row, column]
+        inside = (x > 0) & (x < width) & (y > 0) & (y < height)
+        visible = on & inside & (far < front + _TOLERANCE)
     return Flow(displacement, visible[:, None])
 
 

@@ -333,7 +333,9 @@ def _kept_cut(name: str, variant: int, head: HeadModel, detail: float) -> tuple[
     """A cut in black, the skin that it follows, and its roots (K, 3), local metres."""
     anatomy = measure(head)
     rng = np.random.default_rng([list(STYLES).index(name), variant])
-    cut, roots = _cut(_thinned(STYLES[name], detail), anatomy, rng)
+    style = _thinned(STYLES[name], detail)
+    # Gaps show where there are few strands, so these are even wider.
+    cut, roots = _cut(replace(style, width=style.width * detail**-0.25), anatomy, rng)
     return cut, torch.from_numpy(anatomy.neighbours(cut.points.double().numpy())), roots
 
 

@@ -108,7 +108,14 @@ def ambient(lighting: Lighting, normals: Tensor) -> Tensor:
     return (_basis(normals) @ lighting.harmonics).clamp_min(0.0)
 
 
-def visibility(vertices: Tensor, normals: Tensor, faces: Tensor, lighting: Lighting, resolution: int = 160) -> Tensor:
+def visibility(
+    vertices: Tensor,
+    normals: Tensor,
+    faces: Tensor,
+    lighting: Lighting,
+    resolution: int = 160,
+    framed: Tensor | None = None,
+) -> Tensor:
     """(V, 3) share of the environment's irradiance that reaches each vertex, per colour.
 
     Args:
@@ -116,13 +123,16 @@ def visibility(vertices: Tensor, normals: Tensor, faces: Tensor, lighting: Light
         normals: (V, 3) unit.
         faces: (F, 3).
         resolution: of the picture taken from each direction.
+        framed: (K,) the vertices that these pictures are to hold, None for all; vertices outside them are not occluded.
     """
     directions = lighting.directions
-    ndc, offset = _orthographic(vertices, directions)
+    ndc, offset = _orthographic(vertices, directions, framed)
     depth = rasterize(ndc, faces, (resolution, resolution), cull=False).depth
     seen = _depth_at(depth, ndc[..., :2])
     bias = 0.0025 + 0.002 * offset
     visible = torch.sigmoid((seen + bias - ndc[..., 2]) / (0.25 * bias))  # (D, V)
+    if framed is not None:
+        visible = torch.where((ndc[..., :2].abs() < 1).all(-1), visible, torch.ones_like(visible))
     weight = (directions @ normals.mT).clamp_min(0.0)  # (D, V)
     total = weight.mT @ lighting.radiance
     return ((weight * visible).mT @ lighting.radiance + 1e-4) / (total + 1e-4)
@@ -195,12 +205,14 @@ def _frame(towards: Tensor) -> Tensor:
     return torch.stack([right, torch.linalg.cross(towards, right), towards], 1)
 
 
-def _orthographic(vertices: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """NDC and depth (D, V, 3) of vertices seen from each direction, scaled to fit; and metres per half picture (D,
-    1)."""
+def _orthographic(vertices: Tensor, directions: Tensor, framed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """NDC and depth (D, V, 3) of vertices seen from each direction, scaled to fit those named by `framed`; and metres
+    per half picture (D, 1)."""
     frame = _frame(directions)
-    view = torch.einsum("dij,vj->dvi", frame, vertices - vertices.mean(0))
-    reach = view[..., :2].abs().amax((1, 2))[:, None] * 1.02
+    middle = vertices.mean(0) if framed is None else vertices[framed].mean(0)
+    view = torch.einsum("dij,vj->dvi", frame, vertices - middle)
+    kept = view if framed is None else view[:, framed]
+    reach = kept[..., :2].abs().amax((1, 2))[:, None] * 1.02
     return torch.stack([view[..., 0] / reach, -view[..., 1] / reach, 2.0 - view[..., 2]], -1), reach
 
 
