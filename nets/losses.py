@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import AntiAlias
 from .perceptual import Backbone
 
 Adversary = Literal["hinge", "least_squares", "logistic"]
@@ -20,6 +21,11 @@ def image_pyramid(image: Tensor, scales: int) -> list[Tensor]:
     for _ in range(scales - 1):
         pictures.append(F.avg_pool2d(pictures[-1], 2))
     return pictures
+
+
+def gaussian_pyramid(image: Tensor, scales: int) -> list[Tensor]:
+    """FOMM's: the picture, and for 1/2, 1/4 ... of it a Gaussian and every 2nd, 4th ... pixel (`layers.AntiAlias`)."""
+    return [AntiAlias(image.shape[1], 0.5**i).to(image)(image) for i in range(scales)]
 
 
 def fooling_loss(fake: Tensor, kind: Adversary = "hinge") -> Tensor:
@@ -63,21 +69,28 @@ def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[T
 class PerceptualLoss(nn.Module):
     """sum over scales s, layers j of mean |V_j(image^s) - V_j(target^s)| (Johnson et al. 2016, on a pyramid)."""
 
-    def __init__(self, backbone: Backbone, scales: int = 3, *, relative: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        scales: int = 3,
+        *,
+        relative: bool = False,
+        shrink: Callable[[Tensor, int], list[Tensor]] = image_pyramid,
+    ) -> None:
         """
         Args:
             backbone: frozen.
             scales: pictures of 1, 1/2, 1/4 ... of the size.
             relative: divide each term by the mean |V_j(target^s)|, for backbones whose layers differ in magnitude.
+            shrink: makes the pyramid; `image_pyramid` or `gaussian_pyramid`.
         """
         super().__init__()
+        self.shrink = shrink
         self.backbone, self.scales, self.relative = backbone, scales, relative
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
         total = image.new_zeros(())
-        for small, small_target in zip(
-            image_pyramid(image, self.scales), image_pyramid(target, self.scales), strict=True
-        ):
+        for small, small_target in zip(self.shrink(image, self.scales), self.shrink(target, self.scales), strict=True):
             with torch.no_grad():
                 wanted = self.backbone(small_target)
             for feature, goal in zip(self.backbone(small), wanted, strict=True):
