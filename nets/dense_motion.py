@@ -88,9 +88,9 @@ class DenseMotionNetwork(nn.Module):
         deformed = sample(copies, motions.flatten(0, 1), align_corners=self.align_corners)
         deformed = deformed.unflatten(0, (batch, count))  # (B, K + 1, C, h, w)
         features = self.hourglass(torch.cat([heat[:, :, None], deformed], 2).flatten(1, 2))
-        mask = self.mask(features).softmax(1)
+        mask = self.mask(features).float().softmax(1)
         deformation = torch.einsum("bkhw,bkhwc->bhwc", mask, motions)
-        occlusion = None if self.occlusion is None else self.occlusion(features).sigmoid()
+        occlusion = None if self.occlusion is None else self.occlusion(features).float().sigmoid()
         return DenseMotion(deformation, occlusion, mask, motions, deformed)
 
 
@@ -111,7 +111,7 @@ def warp_features(features: Tensor, dense: DenseMotion, *, align_corners: bool =
     moved = sample(features, dense.deformation, align_corners=align_corners)
     if dense.occlusion is None:
         return moved
-    return moved * resized(dense.occlusion, features)
+    return moved * resized(dense.occlusion, features).to(moved.dtype)
 
 
 def resized(image: Tensor, like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ Feature maps are (B, C, h, w), h = H / 2 ** num_down_blocks.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from ..render.warp import sample
 from .dense_motion import DenseMotion, DenseMotionConfig, DenseMotionNetwork, warp_features
 from .keypoints import Motion
-from .layers import ConvNorm, Down, Res, SpadeResBlock, Up, leaky
+from .layers import ConvNorm, Down, Res, Spade, SpadeResBlock, Up, instance_norm, leaky
 from .scale import ScaledMotion, ScaleEmbedding
 
 
@@ -105,9 +106,10 @@ class Attention(nn.Module):
 
     def query(self, guide: Tensor) -> Tensor:
         """(B, C / 8, h, w) from the features that ask."""
-        return F.relu(self.query_conv(guide))
+        return F.relu(self.query_conv(guide.float()))
 
     def forward(self, query: Tensor, features: Tensor) -> Tensor:
+        features = features.float()
         q = query.flatten(2).mT  # (B, N, C / 8)
         k = F.relu(self.key_conv(features)).flatten(2).mT
         v = F.relu(self.value_conv(features)).flatten(2).mT  # (B, N, C)
@@ -120,7 +122,7 @@ class Attention(nn.Module):
 
     def weights(self, query: Tensor, features: Tensor, row: int, column: int) -> Tensor:
         """(B, h, w) where one position of the query looks; the sum is 1."""
-        k = F.relu(self.key_conv(features))
+        k = F.relu(self.key_conv(features.float()))
         logits = (query[:, :, row, column, None, None] * k).sum(1)
         return logits.flatten(1).softmax(1).unflatten(1, logits.shape[1:])
 
@@ -150,6 +152,13 @@ class SpadeDecoder(nn.Module):
         self.up_1 = block(channels, channels // 4)
         self.conv_img = nn.Conv2d(channels // 4, num_channels, 3, padding=1)
 
+    def folded(self) -> nn.Module:
+        copy = deepcopy(self)
+        for name, block in self.named_children():
+            if isinstance(block, SpadeResBlock):
+                setattr(copy, name, _FoldedSpadeBlock(block))
+        return copy
+
     def forward(self, features: Tensor, warped: Tensor) -> Tensor:
         """(B, 3, H, W) from (B, C, H / 4, W / 4) features and the (B, 3, H, W) warped, dimmed source."""
         label = torch.cat([F.interpolate(self.compress(features), warped.shape[2:]), warped], 1)
@@ -160,7 +169,73 @@ class SpadeDecoder(nn.Module):
         for block in (self.up_0, self.up_1):
             x = F.interpolate(x, scale_factor=2)
             x = block(x, F.interpolate(label, x.shape[2:]))
-        return self.conv_img(leaky(x)).sigmoid()
+        return self.conv_img(leaky(x)).float().sigmoid()
+
+
+class _FoldedSpade(nn.Module):
+    """`Spade` with both of its last convolutions as one."""
+
+    def __init__(self, norm: Spade) -> None:
+        super().__init__()
+        self.mlp_shared = norm.mlp_shared
+        self.both = joined(_plain(norm.mlp_gamma), _plain(norm.mlp_beta))
+
+    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
+        gamma, beta = self.both(self.mlp_shared(guidance)).chunk(2, 1)
+        return torch.addcmul(beta, instance_norm(x), 1 + gamma)
+
+
+class _FoldedShortcut(nn.Module):
+    """conv_s(norm (1 + gamma) + beta) as conv_s(norm (1 + gamma)) + beta', where one convolution makes beta' = conv_s
+    beta with the fewer channels of the result."""
+
+    def __init__(self, norm: Spade, conv: nn.Conv2d) -> None:
+        super().__init__()
+        weight = conv.weight.detach().flatten(1)  # (O, C)
+        gamma, beta = _plain(norm.mlp_gamma), _plain(norm.mlp_beta)
+        assert beta.bias is not None
+        small = nn.Conv2d(beta.in_channels, len(weight), 3, padding=1)
+        small.load_state_dict(
+            {"weight": torch.einsum("oc,ciyx->oiyx", weight, beta.weight), "bias": weight @ beta.bias}
+        )
+        self.channels = gamma.out_channels
+        self.mlp_shared = norm.mlp_shared
+        self.both = joined(gamma, small)
+        self.conv = conv
+
+    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
+        both = self.both(self.mlp_shared(guidance))
+        gamma, beta = both[:, : self.channels], both[:, self.channels :]
+        result: Tensor = self.conv(instance_norm(x) * (1 + gamma)) + beta
+        return result
+
+
+class _FoldedSpadeBlock(nn.Module):
+    def __init__(self, block: SpadeResBlock) -> None:
+        super().__init__()
+        self.norm_0, self.norm_1 = _FoldedSpade(block.norm_0), _FoldedSpade(block.norm_1)
+        self.conv_0, self.conv_1 = block.conv_0, block.conv_1
+        self.shortcut: _FoldedShortcut | None = None
+        if block.learned_shortcut:
+            self.shortcut = _FoldedShortcut(block.norm_s, _plain(block.conv_s))
+
+    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
+        shortcut = x if self.shortcut is None else self.shortcut(x, guidance)
+        y = self.conv_0(leaky(self.norm_0(x, guidance)))
+        return shortcut + self.conv_1(leaky(self.norm_1(y, guidance)))
+
+
+def joined(first: nn.Conv2d, second: nn.Conv2d) -> nn.Conv2d:
+    """Two 3 x 3 convolutions of the same map as one, the results of the first before those of the second."""
+    both = nn.Conv2d(first.in_channels, first.out_channels + second.out_channels, 3, padding=1)
+    parts = [first.state_dict(), second.state_dict()]
+    both.load_state_dict({name: torch.cat([part[name] for part in parts]) for name in ("weight", "bias")})
+    return both
+
+
+def _plain(conv: nn.Module) -> nn.Conv2d:
+    assert isinstance(conv, nn.Conv2d)
+    return conv
 
 
 class Generator(nn.Module):
@@ -249,7 +324,7 @@ class Generator(nn.Module):
                 features = block(features)
                 if scales:
                     features = features + scales[number]
-            image = self.final(features).sigmoid()
+            image = self.final(features).float().sigmoid()
         return Output(image, dense, moved)
 
     def embed_scale(self, code: int) -> None:

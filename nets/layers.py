@@ -221,14 +221,13 @@ class DoublingConv(nn.Module):
         above = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).to(kernel)
         below = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]).to(kernel)
         side = torch.stack([above, below])  # (2 large, 2 small, 3 taps)
-        weight = torch.einsum("yap,xbq,oipq->oyxiab", side, side, kernel)
-        self.weight = nn.Parameter(weight.flatten(0, 2).contiguous(), requires_grad=False)
+        self.conv = nn.Conv2d(kernel.shape[1], 4 * len(kernel), 2, padding=1).to(kernel).requires_grad_(False)
+        weight = torch.einsum("yap,xbq,oipq->oyxiab", side, side, kernel).flatten(0, 2)
         bias = kernel.new_zeros(len(kernel)) if conv.bias is None else conv.bias.detach()
-        self.bias = nn.Parameter(bias.repeat_interleave(4), requires_grad=False)
+        self.conv.load_state_dict({"weight": weight, "bias": bias.repeat_interleave(4)})
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.pixel_shuffle(F.conv2d(x, self.weight, self.bias, padding=1), 2)
-        return y[:, :, 1:-1, 1:-1]
+        return F.pixel_shuffle(self.conv(x), 2)[:, :, 1:-1, 1:-1]
 
 
 class UpsampledConv(nn.Module):

@@ -10,8 +10,10 @@ import torch
 from headwarp.nets.config import build
 from headwarp.nets.dagan import DaGan, DaGanConfig
 from headwarp.nets.depth import DepthConfig
+from headwarp.nets.inference import optimise
 from headwarp.nets.keypoints import normalise
 from headwarp.nets.layers import rename_spectral
+from headwarp.nets.winograd import WinogradConv
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +163,50 @@ def test_every_ablation_trains_and_renders(model, keypoint_input, attention):
     assert idle == []  # every part that is on takes part
     assert (ablated.depth is None) == (keypoint_input == "rgb" and attention != "depth")
     assert ablated.depth is None or not ablated.depth.training
+
+
+def randomised(config: DaGanConfig, seed: int = 0) -> DaGan:
+    """A network whose norms and attention do something."""
+    torch.manual_seed(seed)
+    model = DaGan(config)
+    for name, value in model.state_dict().items():
+        if name.endswith(("running_mean", "norm.bias", "norm1.bias", "norm2.bias")):
+            value.uniform_(-0.2, 0.2)
+        elif name.endswith("running_var"):
+            value.uniform_(0.7, 1.3)
+        elif name.endswith("gamma"):
+            value.fill_(0.5)
+    return model.eval()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("decoder", ["residual", "spade"])
+def test_the_optimised_model_computes_the_same(model, decoder):
+    config = dataclasses.replace(model.config.generator_params, block_expansion=32, max_features=128)
+    plain = randomised(dataclasses.replace(model.config, generator_params=config, decoder=decoder))
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    fast = optimise(plain)
+    source, driving = torch.rand(1, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    wanted = plain.render(plain.encode_source(source), plain.read_motion(driving))
+    found = fast.render(fast.encode_source(source), fast.read_motion(driving))
+    torch.testing.assert_close(found.image, wanted.image, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.dense.deformation, wanted.dense.deformation, rtol=0, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())  # a copy was changed
+
+
+@torch.inference_mode()
+def test_bfloat16_changes_pictures_by_about_a_grey_level(model):
+    plain = randomised(model.config)
+    fast = optimise(plain, bfloat16=True)
+    source, driving = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+    wanted = plain.render(plain.encode_source(source), plain.read_motion(driving)).image
+    found = fast.render(fast.encode_source(source), fast.read_motion(driving)).image
+    assert found.dtype == torch.float32
+    assert float((found - wanted).abs().mean()) < 1 / 255
+
+
+@pytest.mark.parametrize(("channels", "out", "height", "width"), [(5, 7, 8, 12), (3, 20, 4, 64), (4, 4, 6, 8)])
+def test_winograd_is_the_convolution(channels, out, height, width):
+    conv = torch.nn.Conv2d(channels, out, 3, padding=1)
+    x = torch.randn(2, channels, height, width)
+    torch.testing.assert_close(WinogradConv(conv)(x), conv(x), rtol=0, atol=1e-4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from headwarp.nets.depth import DepthConfig, FaceDepth
+from headwarp.nets.depth import CameraMotion, DepthConfig, FaceDepth, disparity_to_depth, reproject
 
 
 def filled(net: torch.nn.Module, name: str, formula, gains: dict[str, float]) -> None:

@@ -1,0 +1,85 @@
+"""3 x 3 convolutions in a quarter of the products, for processors (Lavin and Gray, "Fast algorithms for convolutional
+neural networks", 2016): F(4 x 4, 3 x 3).
+
+Tiles of 6 x 6 pixels that overlap by two give 4 x 4 results each. Tiles d and kernels g are transformed, multiplied
+number by number (summed over channels, so as 36 matrix products), and transformed back:
+
+    y = A^T [sum over channels (G g G^T) * (B^T d B)] A
+
+Here each of the two-sided transforms is one matrix of the 36 numbers of a tile, so that all work is matrix products.
+Values differ from the plain convolution by about 1e-5 of their maximum.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_INPUT = [
+    [4.0, 0, -5, 0, 1, 0],
+    [0.0, -4, -4, 1, 1, 0],
+    [0.0, 4, -4, -1, 1, 0],
+    [0.0, -2, -1, 2, 1, 0],
+    [0.0, 2, -1, -2, 1, 0],
+    [0.0, 4, 0, -5, 0, 1],
+]
+_KERNEL = [[6.0, 0, 0], [-4.0, -4, -4], [-4.0, 4, -4], [1.0, 2, 4], [1.0, -2, 4], [0.0, 0, 24]]  # times 24
+_OUTPUT = [[1.0, 1, 1, 1, 1, 0], [0.0, 1, -1, 2, -2, 0], [0.0, 1, 1, 4, 4, 0], [0.0, 1, -1, 8, -8, 1]]
+_FLOATS = 3_000_000
+"""Numbers of the transformed results at a time, so that they stay in the cache."""
+
+
+class WinogradConv(nn.Module):
+    """A 3 x 3 convolution (stride 1, padding 1) for inference on a CPU; other devices and sizes that are no multiples
+    of 4 take the plain one."""
+
+    spectrum: Tensor
+    input_transform: Tensor
+    output_transform: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        if not self.fits(conv):
+            raise ValueError(f"WinogradConv: wants a 3 x 3 convolution with stride 1 and padding 1, got {conv}.")
+        self.conv = conv
+        kernel = torch.tensor(_KERNEL, dtype=torch.float64) / 24
+        weight = conv.weight.detach().double()
+        spectrum = torch.einsum("xa,yb,oiab->xyio", kernel, kernel, weight).flatten(0, 1)
+        self.register_buffer("spectrum", spectrum.float().contiguous(), persistent=False)  # (36, C, O)
+        for name, matrix in (("input_transform", _INPUT), ("output_transform", _OUTPUT)):
+            side = torch.tensor(matrix)
+            self.register_buffer(name, torch.kron(side, side), persistent=False)
+
+    @staticmethod
+    def fits(conv: nn.Conv2d) -> bool:
+        return (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups) == (
+            (3, 3),
+            (1, 1),
+            (1, 1),
+            (1, 1),
+            1,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        if x.device.type != "cpu" or height % 4 or width % 4 or x.dtype != torch.float32:
+            result: Tensor = self.conv(x)
+            return result
+        out = self.spectrum.shape[2]
+        down, across = height // 4, width // 4
+        picture = x.new_empty(batch, down, 4, across, 4, out)
+        padded = F.pad(x.contiguous(memory_format=torch.channels_last), (1, 1, 1, 1)).permute(0, 2, 3, 1)
+        row, column = padded.stride()[1:3]
+        rows = max(1, _FLOATS // (36 * across * max(out, channels)))
+        for source, target in zip(padded, picture, strict=True):
+            for top in range(0, down, rows):
+                n = min(rows, down - top)
+                start = source.storage_offset() + 4 * top * row
+                tiles = source.as_strided((6, 6, n, across, channels), (row, column, 4 * row, 4 * column, 1), start)
+                found = torch.bmm((self.input_transform @ tiles.reshape(36, -1)).view(36, -1, channels), self.spectrum)
+                found = (self.output_transform @ found.view(36, -1)).view(4, 4, n, across, out)
+                target[top : top + n] = found.permute(2, 0, 3, 1, 4)
+        if self.conv.bias is not None:
+            picture += self.conv.bias
+        return picture.view(batch, height, width, out).permute(0, 3, 1, 2)
