@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,5 +39,6 @@ class Train:
         try:
             train(read_config(self.config, self.settings), self.output)
         except (Diverged, Stopped) as end:
-            print(f"headwarp: {end}", file=sys.stderr)
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # one voice for all processes
+                print(f"headwarp: {end}", file=sys.stderr)
             raise SystemExit(130 if isinstance(end, Stopped) else 1) from None

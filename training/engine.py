@@ -78,7 +78,8 @@ class Trainer:
         self.iterations = params.iterations or 0
         self.parts = {"model": Part(fabric, self.step.model, params.lr, params)}
         if self.step.critic is not None:
-            self.parts["critic"] = Part(fabric, self.step.critic, params.lr_critic or params.lr, params)
+            rate = params.lr if params.lr_critic is None else params.lr_critic
+            self.parts["critic"] = Part(fabric, self.step.critic, rate, params)
         self.average = Average(self.step.model, params.ema)
         self.progress = self._resume()
         cuda = fabric.device.type == "cuda"
@@ -90,7 +91,7 @@ class Trainer:
     def run(self, asked: threading.Event) -> None:
         """Train to the end, or until asked to stop."""
         if self.progress.step >= self.iterations:
-            self._tell(f"{self.folder} is at its end. Raise train_params.iterations and name the folder to go on.")
+            self._tell(f"{self.folder} is at its end; -o '{self.folder}' with more train_params.iterations goes on.")
             return
         often = self.config.log_params
         report = Report(self)
@@ -107,14 +108,16 @@ class Trainer:
                     bad = report.meter.not_finite()
                     stop, diverged = anywhere(self.fabric, asked.is_set(), bool(bad))
                     if diverged:
-                        raise Diverged(f"{self._name_terms(bad)} nan or inf by step {step}. {self._way_out()}")
+                        what = f"The loss term {bad[0]}" if bad else "A loss term of another process"
+                        raise Diverged(f"{what} became nan or inf by step {step}. {self._way_out()}")
                 if step % often.log_freq == 0 or last:
                     report.losses(step)
                 best = (step % often.validation_freq == 0 or last) and report.validation(step)
                 if step % often.checkpoint_freq == 0 or last or stop or best:
                     self.save(best=best)
                 if stop and not last:
-                    raise Stopped(f"Stopped after {step} steps, with a checkpoint. {self._how_to_go_on()}")
+                    again = f"The same command goes on with it (or -o '{self.folder}')."
+                    raise Stopped(f"Stopped after {step} steps, with a checkpoint. {again}")
                 self.clock.mark("other")
                 self.clock.lap()
         finally:
@@ -166,15 +169,15 @@ class Trainer:
         Raises:
             Diverged: a weight is not finite; nothing is written.
         """
-        share_state(self.fabric, self.step.model, parameters=False)
         bad = [
             f"{part}.{name}"
             for part, module in self._modules().items()
             for name, value in module.state_dict().items()
             if value.is_floating_point() and not value.isfinite().all()
         ]
-        if bad:  # alike in all processes
-            raise Diverged(f"The weights {bad[0]} became nan or inf by step {self.progress.step}. {self._way_out()}")
+        if anywhere(self.fabric, bool(bad))[0]:
+            what = f"The weights {bad[0]}" if bad else "Weights of another process"
+            raise Diverged(f"{what} became nan or inf by step {self.progress.step}. {self._way_out()}")
         if self.fabric.is_global_zero:
             scaler = getattr(self.fabric.strategy.precision, "scaler", None)
             self.progress.scaler = scaler.state_dict() if scaler is not None else {}
@@ -198,7 +201,7 @@ class Trainer:
         if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
             step = nn.SyncBatchNorm.convert_sync_batchnorm(step)
         step = step.to(self.fabric.device).eval()
-        share_state(self.fabric, step, parameters=True)
+        share_state(self.fabric, step)
         return step
 
     def _make_request(self) -> Request:
@@ -236,16 +239,10 @@ class Trainer:
     def _optimizers(self) -> dict[str, Optimizer]:
         return {name: part.optimizer for name, part in self.parts.items()}
 
-    def _name_terms(self, bad: list[str]) -> str:
-        return f"The loss term {bad[0]} became" if bad else "A loss term of another process became"
-
     def _way_out(self) -> str:
         found = checkpoints(self.folder / CHECKPOINTS)
         where = f"The last good checkpoint is {found[-1]}." if found else "There is no checkpoint from before."
         return f"{where} A lower train_params.lr, train_params.clip_grad or run_params.precision fp32 may help."
-
-    def _how_to_go_on(self) -> str:
-        return f"The same command goes on with it (or -o '{self.folder}')."
 
     def _tell(self, text: str) -> None:
         if self.fabric.is_global_zero:

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Adam
 
 from .config import TrainParams
@@ -64,14 +65,12 @@ def average_gradients(fabric: Fabric, parameters: Sequence[nn.Parameter]) -> Non
         parameter.grad = mean.view_as(parameter)
 
 
-def share_state(fabric: Fabric, module: nn.Module, *, parameters: bool) -> None:
-    """Give every process the buffers (and parameters) of the first one."""
-    if fabric.world_size == 1:
-        return
-    tensors: list[Tensor] = [*module.buffers(), *(module.parameters() if parameters else ())]
-    with torch.no_grad():
-        for tensor in tensors:
-            tensor.copy_(fabric.broadcast(tensor.detach().clone(), src=0))
+@torch.no_grad()
+def share_state(fabric: Fabric, module: nn.Module) -> None:
+    """Give every process the parameters and buffers of the first one."""
+    if fabric.world_size > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor, src=0)
 
 
 class Average:

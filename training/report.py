@@ -14,7 +14,6 @@ from .data import open_held_out
 from .data.loader import held_out
 from .launch import anywhere
 from .log import Meter, RunLog
-from .optim import share_state
 from .step import Losses
 from .validation import validate
 
@@ -80,7 +79,6 @@ class Report:
     def validation(self, step: int) -> bool:
         """Judge the averaged model on what is held out; returns whether it is the best so far."""
         run = self._run
-        share_state(run.fabric, run.step.model, parameters=False)
         begin, best = time.perf_counter(), False
         if self._speaks and self._samples:
             run.clock.mark("other")
