@@ -144,7 +144,7 @@ def test_the_folded_volume_gives_the_same(planes):
     volume = used(G3fa(G3faConfig(CommonParams(3), generator_params=config)).generator.Render_model)
     features = torch.randn(2, 256, 7, 5)
     plain, fast = volume(features), volume.folded()(features)
-    assert plain.std() > 1e-2
+    assert plain.std() > 1e-3
     torch.testing.assert_close(fast, plain, rtol=0, atol=1e-5)
 
 
