@@ -62,6 +62,8 @@ class Evaluate:
     """Folder for frames and what was seen in them, shared by evaluations; by default `cache` beside the output."""
     weights: Path | None = None
     """Folder of official weights (AlexNet, VGG-16, Inception, ArcFace); ~/.cache/headwarp by default."""
+    refit: bool = False
+    """Fit clips that have a track as well, so that synthetic clips are known no better than real ones."""
     limit: int | None = None
     """Only the first clips of the data set."""
 
@@ -83,7 +85,7 @@ class Evaluate:
                 raise InputError(f"--{flag} must be at least 1, got {getattr(self, flag)}.")
         clips = open_data(self.data)
         clips = dict(list(clips.items())[: self.limit])
-        frames = Frames(clips, self.cache or self.output.parent / "cache", self.size)
+        frames = Frames(clips, self.cache or self.output.parent / "cache", self.size, refit=self.refit)
         problems: list[str] = []
         if self.pairs:
             drawn, problems = read_pairs(self.pairs, clips, stride=self.stride, frames=self.frames)
@@ -181,21 +183,21 @@ class HeadReenactor:
 
         from ..geom.transfer import TransferOptions, transfer
 
+        assert source.params is not None
+        if driving.params is not None and driving.ref.clip == source.ref.clip:
+            return driving.params
+        driving = self._fitted(driving)
+        assert driving.params is not None
         free = TransferOptions(
             expression_gain=1.0, yaw_limit=180, pitch_limit=180, roll_limit=180, translation_limit=10.0, zoom_limit=10.0
         )
-        assert source.params is not None
-        own = driving.params is not None and driving.ref.clip == source.ref.clip
-        driving = self._fitted(driving)
-        assert driving.params is not None
         rest = source.params
-        if not own:
-            if self.motion == "absolute" or anchor is None:
-                free = replace(free, relative=False)
-            else:
-                fitted = self._fitted(anchor)
-                assert fitted.params is not None
-                rest = fitted.params
+        if self.motion == "relative" and anchor is not None and anchor.ref.clip != source.ref.clip:
+            fitted = self._fitted(anchor)
+            assert fitted.params is not None
+            rest = fitted.params
+        else:
+            free = replace(free, relative=False)
         return transfer(self.head, source.params, driving.params, rest, free)
 
     def _fitted(self, moment: Moment) -> Moment:
@@ -307,7 +309,7 @@ def _write_task(pairs: Sequence[Pair], frames: Frames, output: Path) -> None:
         for what, picture in shown.items():
             save_image(output / "inputs" / f"{number:05d}-{what}.png", picture)
     with atomic_write(output / "pairs.csv") as temporary:
-        temporary.write_text(write_pairs(pairs))
+        temporary.write_text(write_pairs(pairs, frames.clips))
     print(f"{output / 'pairs.csv'}: {len(pairs)} pairs. Score pictures 00000.png ... of any program with --results.")
 
 

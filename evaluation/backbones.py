@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from ..fitting import faces, fit, reading, solve
 from ..fitting.faces import face_of_crop, find_faces
 from ..fitting.fit import fit_image, shared_solver
 from ..geom.camera import Camera
@@ -147,8 +148,12 @@ class FaceReader:
     def __init__(self) -> None:
         self.head = shared_solver().head
         landmarker = file_hash(ASSETS / "face_landmarker.task")
-        both = hashlib.sha256(f"{landmarker} {self.head.sha256}".encode()).hexdigest()
-        self.card = Card("mediapipe+open_head", both, "MediaPipe's landmarker, then `headwarp fit` on the one picture")
+        # A fit follows from its code as much as from its files: values of different versions must not meet.
+        code = [file_hash(str(module.__file__)) for module in (faces, fit, solve, reading)]
+        parts = [landmarker, file_hash(ASSETS / "landmark_reading.safetensors"), self.head.sha256, *code]
+        whole = hashlib.sha256(" ".join(parts).encode()).hexdigest()
+        note = "MediaPipe's landmarker, then `headwarp fit` on the one picture; the hash is of files and code"
+        self.card = Card("mediapipe+open_head", whole, note)
         self.landmarks_card = Card("mediapipe", landmarker, "MediaPipe's face landmarker (478 points, 52 face units)")
 
     def read(self, pictures: Sequence[Picture]) -> list[Found]:
@@ -156,8 +161,8 @@ class FaceReader:
 
     def _read(self, picture: Picture) -> Found:
         # The detector first: a result may show its face where the crop does not promise it.
-        faces = find_faces(picture)
-        face = faces[0] if faces else face_of_crop(picture)
+        seen = find_faces(picture)
+        face = seen[0] if seen else face_of_crop(picture)
         if face is None:
             return {"found": np.zeros(1, np.float32)}
         track = fit_image(picture, face=face)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -142,10 +142,11 @@ class Frames:
         folder: where frames and tracks are kept: FOLDER/frames/KEY/0000075.png, FOLDER/tracks/KEY.safetensors. KEY is
             the clip's name with a hash of what it was made from.
         size: side of the square in pixels.
+        refit: fit the clips that have a track as well, so that synthetic clips are known no better than real ones.
     """
 
-    def __init__(self, clips: Mapping[str, Clip], folder: Path | str, size: int = 256) -> None:
-        self.clips, self.folder, self.size = dict(clips), Path(folder), size
+    def __init__(self, clips: Mapping[str, Clip], folder: Path | str, size: int = 256, *, refit: bool = False) -> None:
+        self.clips, self.folder, self.size, self.refit = dict(clips), Path(folder), size, refit
         self.problems: list[str] = []
         self._tracks: OrderedDict[str, FaceTrack | None] = OrderedDict()
         self._squares: dict[str, Crop] = {}
@@ -182,49 +183,66 @@ class Frames:
 
     def moment(self, ref: Ref, *, fitted: bool = True) -> Moment:
         """A frame and, if `fitted`, its head out of the clip's track, which is fitted first where there is none."""
-        image = self.picture(ref)
-        track = self.track(ref.clip) if fitted else None
-        if track is None or ref.index >= len(track) or track.confidence[ref.index] == 0:
-            return Moment(image, ref)
-        here = track[ref.index]
-        camera = here.camera
-        if not isinstance(camera, Camera):
-            return Moment(image, ref)
-        transform = self._transform(ref.clip, here)
-        points = apply_crop(transform, here.landmarks[0])
-        return Moment(image, ref, here.params, camera.crop(transform), points.numpy())
+        return self._moment(ref, self.track(ref.clip) if fitted else None, given=not self.refit)
+
+    def exact(self, ref: Ref) -> tuple[HeadParams, Camera] | None:
+        """The true head (B = 1) of a frame and its camera in the pixels of the square; of synthetic clips only."""
+        track = self._given(ref.clip)
+        if track is None or track.metadata.get("source") != "synthetic":
+            return None
+        moment = self._moment(ref, track, given=True)
+        return None if moment.params is None or moment.camera is None else (moment.params, moment.camera)
 
     def track(self, name: str) -> FaceTrack | None:
         """The fitted heads of a clip, in the pixels of its file; None for pictures and where no face was found."""
-        if name in self._tracks:
-            self._tracks.move_to_end(name)
-            return self._tracks[name]
+        return self._given(name) or self._fitted(name) if not self.refit else self._fitted(name)
+
+    def _given(self, name: str) -> FaceTrack | None:
+        path = self.clips[name].track_path
+        return None if path is None else self._kept(name, lambda: FaceTrack.load(path))
+
+    def _fitted(self, name: str) -> FaceTrack | None:
         clip = self.clips[name]
-        path = clip.track_path or self.folder / "tracks" / f"{self._key(clip)}.safetensors"
-        track: FaceTrack | None = None
-        if path.is_file():
-            track = FaceTrack.load(path)
-        elif not clip.is_still:
+
+        def fit() -> FaceTrack | None:
+            path = self.folder / "tracks" / f"{self._key(clip)}.safetensors"
+            if path.is_file():
+                return FaceTrack.load(path)
             try:
                 track = fit_video(clip.path)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                track.save(path)
             except NoFaceError as error:
                 self.problems.append(str(error))
-        self._tracks[name] = track
-        if len(self._tracks) > 32:
-            self._tracks.popitem(last=False)
-        return track
+                return None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            track.save(path)
+            return track
 
-    def _transform(self, name: str, here: FaceTrack) -> torch.Tensor:
-        """(3,) crop transform from the pixels of the track to the square's."""
-        clip = self.clips[name]
-        to_square = torch.from_numpy(self._square_of(clip).matrix[[0, 0, 1], [0, 2, 2]]).float()
-        if clip.track_path is None:
-            return to_square
-        # The tracks of `headwarp fit` are in pixels of the source; their crop leads to those of clip.mp4.
-        scale, shift = to_square[0], to_square[1:]
-        return torch.cat([here.crop[0, :1] * scale, here.crop[0, 1:] * scale + shift])
+        return None if clip.is_still else self._kept(f"{name} fitted", fit)
+
+    def _kept(self, key: str, make: Callable[[], FaceTrack | None]) -> FaceTrack | None:
+        """Of the last tracks that were asked for; a data set's do not all fit into memory."""
+        if key not in self._tracks:
+            self._tracks[key] = make()
+            if len(self._tracks) > 32:
+                self._tracks.popitem(last=False)
+        self._tracks.move_to_end(key)
+        return self._tracks[key]
+
+    def _moment(self, ref: Ref, track: FaceTrack | None, *, given: bool) -> Moment:
+        image = self.picture(ref)
+        if track is None or ref.index >= len(track) or track.confidence[ref.index] == 0:
+            return Moment(image, ref)
+        here = track[ref.index]
+        clip = self.clips[ref.clip]
+        transform = torch.from_numpy(self._square_of(clip).matrix[[0, 0, 1], [0, 2, 2]]).float()
+        if given and clip.track_path is not None:
+            # The tracks of `headwarp fit` are in pixels of the source; their crop leads to those of clip.mp4.
+            scale, shift = transform[0], transform[1:]
+            transform = torch.cat([here.crop[0, :1] * scale, here.crop[0, 1:] * scale + shift])
+        if not isinstance(here.camera, Camera):
+            return Moment(image, ref)
+        points = apply_crop(transform, here.landmarks[0])
+        return Moment(image, ref, here.params, here.camera.crop(transform), points.numpy())
 
     def _square_of(self, clip: Clip) -> Crop:
         """What is looked at of every frame of a clip."""

@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
+import torch
 
 from ..media.errors import InputError
 from ..media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from ..nets.scale import stretch
 from .dataset import Clip, Moment, Picture, Ref
 from .options import ProtocolName
 
@@ -157,33 +158,29 @@ def sample_pairs(
 
 
 def stretched(picture: Picture, width: float, height: float) -> Picture:
-    """OSTNet's expression-preserved augmentation: stretched, padded to a square and brought back to its size.
-
-    The picture stands in the middle; the padding repeats the border.
-
-    Args:
-        picture: (S, S, 3) uint8.
-        width, height: factors.
-    """
-    side = picture.shape[0]
+    """OSTNet's expression-preserved augmentation (`nets.scale.stretch`) of a picture (S, S, 3)."""
     if (width, height) == (1.0, 1.0):
         return picture
-    across, down = (max(1, round(side * factor / max(width, height))) for factor in (width, height))
-    small = cv2.resize(picture, (across, down), interpolation=cv2.INTER_AREA)
-    left, top = (side - across) // 2, (side - down) // 2
-    borders = (top, side - down - top, left, side - across - left)
-    return np.asarray(cv2.copyMakeBorder(small, *borders, cv2.BORDER_REPLICATE), np.uint8)
+    image = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+    moved = stretch(image, torch.tensor([width]), torch.tensor([height]))[0]
+    return np.ascontiguousarray(moved.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
-def write_pairs(pairs: Sequence[Pair]) -> str:
-    """The text of a pair file."""
+def write_pairs(pairs: Sequence[Pair], clips: Mapping[str, Clip]) -> str:
+    """The text of a pair file; frames of folders go by their own names."""
+
+    def name(ref: Ref) -> str:
+        names = clips[ref.clip].frame_names
+        return f"{ref.clip}/{names[ref.index]}.png" if ref.index < len(names) else str(ref)
+
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for number, pair in enumerate(pairs):
         stretch = ["" if factor == 1 else repr(factor) for factor in pair.stretch]
-        row = [f"{number:05d}", pair.source, pair.driving, pair.anchor or "", pair.group, pair.sequence, *stretch]
-        writer.writerow(row)
+        anchor = name(pair.anchor) if pair.anchor else ""
+        start = [f"{number:05d}", name(pair.source), name(pair.driving), anchor]
+        writer.writerow([*start, pair.group, pair.sequence, *stretch])
     return text.getvalue()
 
 

@@ -113,7 +113,7 @@ def compare(folders: Sequence[Path | str], output: Path | str) -> Path:
     counts = ", ".join(f"{r.name} {len(r.rows)}" for r in results)
     if not whole:
         notes.append(f"Only the {len(common)} pairs that all have count; there are {counts}.")
-    groups = sorted({row.group for row in common[0] if row.group}) if len(common) else []
+    groups = sorted({rows[0].group for rows in common if rows[0].group})
     tables = {group: _paired(results, common, names, group) for group in [ALL, *groups]}
     if whole:
         _add_set_metrics(tables, results, names)

@@ -32,8 +32,6 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..fitting.faces import NoFaceError
-from ..geom.camera import Camera
-from ..geom.head import HeadParams
 from ..media.crop import Crop
 from ..media.errors import InputError
 from ..media.files import IMAGE_SUFFIXES, atomic_write
@@ -103,7 +101,7 @@ class Bench:
     @property
     def digest(self) -> str:
         """sha256 of the pairs; results of the same ones are comparable pair by pair."""
-        return hashlib.sha256(write_pairs(self.pairs).encode()).hexdigest()
+        return hashlib.sha256(write_pairs(self.pairs, self.frames.clips).encode()).hexdigest()
 
 
 def prepare(pairs: Sequence[Pair], frames: Frames, facts: Mapping[str, Any], problems: Sequence[str] = ()) -> Bench:
@@ -152,10 +150,10 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     label = name or (reenactor.name if reenactor else Path(str(results)).name)
     facts: dict[str, Any] = dict(reenactor.facts) if reenactor else {"pictures": f"given, in {Path(str(results)).name}"}
-    what = {"model": facts, "pairs_sha256": bench.digest, "size": bench.frames.size}
+    what = {"model": facts, "pairs_sha256": bench.digest, "size": bench.frames.size, "refit": bench.frames.refit}
     _claim(output, what)
     with atomic_write(output / "pairs.csv") as temporary:
-        temporary.write_text(write_pairs(bench.pairs))
+        temporary.write_text(write_pairs(bench.pairs, bench.frames.clips))
     journal = _Journal(output / "journal.jsonl")
     problems = list(bench.problems)
     if reenactor is not None:
@@ -376,7 +374,7 @@ def _score(
             row.values, row.found = before["values"], before["found"]
             continue
         driving, source = bench.frames.picture(pair.driving), bench.frames.picture(pair.source)
-        waiting.append((row, Item(image, driving, source, pair.has_truth, _exact(bench.frames, pair.driving))))
+        waiting.append((row, Item(image, driving, source, pair.has_truth, bench.frames.exact(pair.driving))))
         if len(waiting) == BATCH:
             flush()
     if waiting:
@@ -396,19 +394,6 @@ def _picture_path(folder: Path, label: str) -> Path | None:
         if (path := folder / f"{label}{suffix}").is_file():
             return path
     return None
-
-
-def _exact(frames: Frames, ref: Ref) -> tuple[HeadParams, Camera] | None:
-    """The true head of a synthetic frame, where the track says that it is the truth."""
-    if frames.clips[ref.clip].track_path is None:
-        return None
-    track = frames.track(ref.clip)
-    if track is None or track.metadata.get("truth") != "exact":
-        return None
-    moment = frames.moment(ref)
-    if moment.params is None or moment.camera is None:
-        return None
-    return moment.params, moment.camera
 
 
 def _add_up(

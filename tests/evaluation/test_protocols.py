@@ -47,7 +47,7 @@ def test_pairs_are_repeatable_and_survive_their_file(protocol, tmp_path):
     pairs = sample_pairs(protocol, data, count=4, frames=10, yaws=yaws)
     assert pairs == sample_pairs(protocol, data, count=4, frames=10, yaws=yaws)
     path = tmp_path / "pairs.csv"
-    path.write_text(write_pairs(pairs))
+    path.write_text(write_pairs(pairs, data))
     again, missing = read_pairs(path, data)
     assert again == pairs
     assert missing == []
