@@ -204,9 +204,12 @@ def _corners(place, length, zeros):  # type: ignore[no-untyped-def]
     slope = select(moves, splat(_ONE), splat(_ZERO))
     d0 = select(after < _ZERO, slope, _ZERO - slope)
     d1 = select(before > _ZERO, slope, _ZERO - slope)
-    w0, d0 = select(w0 > _ZERO, w0, splat(_ZERO)), select(w0 > _ZERO, d0, splat(_ZERO))
-    seen = w1 > _ZERO if length > 1 else w1 > np.float32(1)
-    w1, d1 = select(seen, w1, splat(_ZERO)), select(seen, d1, splat(_ZERO))
+    # At a kink, which is where zero displacement stands, the derivative is that to the right, as of the reference.
+    w0, d0 = select(w0 > _ZERO, w0, splat(_ZERO)), select((after >= -_ONE) & (before > _ZERO), d0, splat(_ZERO))
+    if length > 1:
+        w1, d1 = select(w1 > _ZERO, w1, splat(_ZERO)), select((after >= _ZERO) & (before > -_ONE), d1, splat(_ZERO))
+    else:
+        w1 = d1 = splat(_ZERO)
     return first, w0, w1, d0, d1
 
 

@@ -108,8 +108,9 @@ def hats(place, length, ZEROS: tl.constexpr):  # type: ignore[no-untyped-def]
     w0, w1 = tl.maximum(1.0 - tl.abs(after), 0.0), tl.maximum(1.0 - tl.abs(before), 0.0)
     w1 = tl.where(length > 1, w1, 0.0)
     slope = tl.where(moves, 1.0, 0.0)
-    d0 = tl.where(w0 > 0, tl.where(after < 0, slope, -slope), 0.0)
-    d1 = tl.where(w1 > 0, tl.where(before > 0, slope, -slope), 0.0)
+    # At a kink, which is where zero displacement stands, the derivative is that to the right, as of the reference.
+    d0 = tl.where((after >= -1) & (before > 0), tl.where(after < 0, slope, -slope), 0.0)
+    d1 = tl.where((after >= 0) & (before > -1) & (length > 1), tl.where(before > 0, slope, -slope), 0.0)
     return first, w0, w1, d0, d1
 
 

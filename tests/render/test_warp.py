@@ -73,6 +73,15 @@ def test_kernels_agree_with_the_reference(backend, padding, channels, field):
     compare(backend, random(2, channels, 11, 9), random(2, 2, *field, seed=1) * 0.4, padding, 2e-5)
 
 
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize("pixels", [0, 3])
+def test_gradients_agree_at_whole_pixels(backend, padding, pixels):
+    """Where training of a displacement begins: at zero. Sizes are powers of two, so that the places are exact."""
+    steps = torch.randint(-pixels, pixels + 1, (2, 2, 4, 8), generator=torch.Generator().manual_seed(1))
+    compare(backend, random(2, 3, 4, 8), steps * torch.tensor([2 / 8, 2 / 4]).view(1, 2, 1, 1), padding, 2e-5)
+
+
 @pytest.mark.parametrize("padding", ["border", "zeros"])
 @pytest.mark.parametrize("size", [(1, 6), (6, 1), (1, 1), (2, 2)])
 def test_pictures_that_are_a_pixel_long(padding, size):
