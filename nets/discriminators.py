@@ -107,7 +107,7 @@ class FommDiscriminator(nn.Module):
         if self.config.use_kp:
             if keypoints is None:
                 raise ValueError("FommDiscriminator: with use_kp it wants the driving keypoints.")
-            heat = gaussian(keypoints.detach(), *image.shape[2:], self.config.kp_variance)
+            heat = gaussian(keypoints.detach(), image.shape[2], image.shape[3], self.config.kp_variance)
             image = torch.cat([image, heat], 1)
         return [self.discs["1"](image)]
 

@@ -404,7 +404,7 @@ class _FoldedVolume(FaceVolume):
         self.split = [len(b) for b in bias]
         self.weight = nn.Parameter(torch.cat(weight).contiguous(memory_format=torch.channels_last), requires_grad=False)
         self.bias = nn.Parameter(torch.cat(bias), requires_grad=False)
-        pairs = list(volume.sigma_predict.res_conv3d)
+        pairs: list[Any] = list(volume.sigma_predict.res_conv3d)
         self.blocks = nn.Sequential(*(_FoldedRes3d(a, b) for a, b in zip(pairs[::2], pairs[1::2], strict=True)))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -427,7 +427,8 @@ class _FoldedSpade(nn.Module):
         shared = spade.mlp_shared[0]
         assert isinstance(shared, nn.Conv2d)
         self.shared = nn.Sequential(shared, nn.ReLU(True)) if factor == 1 else UpsampledConv(shared, factor)
-        gamma, beta = spade.mlp_gamma, spade.mlp_beta
+        gamma: Any = spade.mlp_gamma
+        beta: Any = spade.mlp_beta
         weight = torch.cat([gamma.weight, beta.weight]).detach().contiguous(memory_format=torch.channels_last)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(torch.cat([gamma.bias + 1, beta.bias]).detach(), requires_grad=False)

@@ -27,8 +27,8 @@ class _Trace:
         pass
 
 
-_scalar = np.float64(0).__reduce__()[0]  # how pickles rebuild numpy's numbers
-_STAND_INS = [
+_scalar: Any = np.float64(0).__reduce__()[0]  # how pickles rebuild numpy's numbers
+_STAND_INS: list[tuple[Any, str]] = [
     (_Trace, "unsup3d.meters.MetricsTrace"),
     (_scalar, "numpy.core.multiarray.scalar"),
     (_scalar, "numpy._core.multiarray.scalar"),

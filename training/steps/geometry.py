@@ -1,7 +1,7 @@
 """Geometry critics beside any method: the inverse renderer of a configuration, and a step around another step.
 
-`with_geometry(PwmStep)` is PWM's step whose configuration also has `geometry_params`; its losses are PWM's and one more:
-what critics of depth and normals say about the generated picture.
+`with_geometry(PwmStep)`, `method: pwm+geometry` in a file, is PWM's step with `geometry_params` in its configuration.
+Its losses are PWM's and one more: what critics of depth and normals say about the generated picture.
 """
 
 from __future__ import annotations
