@@ -22,14 +22,22 @@ def conv(channels: int, out: int, kernel: int = 3, *, stride: int = 1, bias: boo
 
 
 def fold_spectral_norm(module: nn.Module) -> None:
-    """Writes the normalised weights into the convolutions, in place, and forgets the norm.
+    """Writes the normalised weights into plain convolutions, in place; results stay those of `module.eval()`.
 
-    The result computes what `module.eval()` did, without a division per weight and call.
+    The convolutions are new ones: to remove a parametrization from one copy of a module removes it from all, because
+    copies share the class that it hangs on.
     """
     module.eval()  # so that reading a weight does not move the estimate of its norm
-    for layer in module.modules():
-        if parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d) and parametrize.is_parametrized(child, "weight"):
+            has_bias = child.bias is not None
+            kernel, stride, padding = child.kernel_size, child.stride, child.padding
+            plain = nn.Conv2d(child.in_channels, child.out_channels, kernel, stride, padding, bias=has_bias)  # type: ignore[arg-type]
+            plain.load_state_dict({"weight": child.weight, **({"bias": child.bias} if has_bias else {})})
+            plain.to(child.weight, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            setattr(module, name, plain.train(child.training))
+        else:
+            fold_spectral_norm(child)
 
 
 def leaky(x: Tensor) -> Tensor:

@@ -183,6 +183,8 @@ def test_folding_the_spectral_norm_changes_nothing(head, tmp_path):
     folded = copy.deepcopy(model).fold()
     assert not any("parametrizations" in name for name in folded.state_dict())
     torch.testing.assert_close(folded(image, guidance).image, before.image, rtol=0, atol=1e-5)
+    assert torch.equal(model(image, guidance).image, before.image)  # the original is left alone
+    assert model.config.spectral_norm
     save_model(tmp_path / "folded.safetensors", folded)
     again = load_model(tmp_path / "folded.safetensors")
     assert torch.equal(again(image, guidance).image, folded(image, guidance).image)
