@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 if TYPE_CHECKING:
     from torch import nn
 
-Kind = Literal["fomm", "dagan", "depth"]
+Kind = Literal["fomm", "dagan", "depth", "g3fa", "fnevr", "unsup3d"]
 
 
 @dataclass
@@ -29,7 +29,8 @@ class Convert:
 
     kind: Annotated[Kind, Positional]
     """Whose checkpoint: fomm (vox-cpk.pth.tar, vox-adv-cpk.pth.tar ...), dagan (DaGAN_vox_adv_256.pth.tar,
-    SPADE_DaGAN_vox_adv_256.pth.tar ...), depth (a face depth network alone)."""
+    SPADE_DaGAN_vox_adv_256.pth.tar ...), depth (a face depth network alone), g3fa (G3FA.pth), fnevr, unsup3d
+    (checkpoint030.pth)."""
     output: Annotated[Path, arg(aliases=["-o"])]
     """Model file to write, NAME.safetensors."""
     checkpoint: Path | None = None
@@ -106,11 +107,39 @@ def _depth(options: Convert) -> tuple[nn.Module, list[Path]]:
     return load_face_depth(files[0], files[1], *pose), [*files, *(file for file in pose if file is not None)]
 
 
-KINDS: dict[str, Callable[[Convert], tuple[nn.Module, list[Path]]]] = {"fomm": _fomm, "dagan": _dagan, "depth": _depth}
+def _g3fa(options: Convert) -> tuple[nn.Module, list[Path]]:
+    from ..third_party.g3fa import load_g3fa
+
+    path = options.need("checkpoint")
+    model = load_g3fa(path)
+    found = "fnevr" if model.config.generator_params.mini_decoder else "g3fa"
+    if found != options.kind:
+        raise ValueError(f"{path} is a checkpoint of the other of the two: headwarp convert {found} reads it.")
+    return model, [path]
+
+
+def _unsup3d(options: Convert) -> tuple[nn.Module, list[Path]]:
+    from ..third_party.unsup3d import load_unsup3d
+
+    path = options.need("checkpoint")
+    return load_unsup3d(path), [path]
+
+
+KINDS: dict[str, Callable[[Convert], tuple[nn.Module, list[Path]]]] = {
+    "fomm": _fomm,
+    "dagan": _dagan,
+    "depth": _depth,
+    "g3fa": _g3fa,
+    "fnevr": _g3fa,
+    "unsup3d": _unsup3d,
+}
 LICENCES = {
     "fomm": "MIT (code); the weights were given out with it",
     "dagan": "CC BY-NC 4.0, not for commercial use; depth network: Monodepth2 licence, not for commercial use",
     "depth": "Monodepth2 licence, not for commercial use",
+    "g3fa": "see https://github.com/dfki-av/G3FA",
+    "fnevr": "see https://github.com/zengbohan0217/FNeVR",
+    "unsup3d": "MIT (code); the weights were given out with it",
 }
 
 
@@ -119,8 +148,10 @@ def describe(model: nn.Module) -> str:
     from ..nets.dagan import DaGan
     from ..nets.depth import FaceDepth
     from ..nets.fomm import Fomm
+    from ..nets.g3fa import G3fa
+    from ..nets.unsup3d import Unsup3d
 
-    if isinstance(model, Fomm):
+    if isinstance(model, Fomm | G3fa):
         return f"{model.config.common_params.num_kp} keypoints"
     if isinstance(model, DaGan):
         config = model.config
@@ -131,6 +162,8 @@ def describe(model: nn.Module) -> str:
         )
     if isinstance(model, FaceDepth):
         return f"ResNet-{model.config.num_layers}" + (", with pose network" if model.config.pose else "")
+    if isinstance(model, Unsup3d):
+        return f"{model.config.image_size} x {model.config.image_size} pixels"
     return type(model).__name__
 
 

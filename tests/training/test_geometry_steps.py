@@ -76,7 +76,7 @@ def test_geometry_critics_stand_beside_pwm(batch, unsup3d):
         kind.Settings,
         {
             "model_params": {"size": 64, "base_channels": 8, "max_channels": 16, "spade_hidden": 8},
-            "loss_weights": {"output": {"l1": 1.0, "adversarial": 1.0}},
+            "loss_weights": {"output": {"l1": 1.0, "adversarial": 1.0}, "warped": {"l1": 1.0}},
             "discriminator_params": {"scales": 1, "base_channels": 8},
             "geometry_params": {"model": unsup3d, "weight": 2.0, "ensemble": CRITIC},
         },
