@@ -70,7 +70,7 @@ class Evaluate:
     def run(self) -> None:
         from ..evaluation.backbones import Features
         from ..evaluation.dataset import Frames, open_data
-        from ..evaluation.protocols import read_pairs, sample_pairs
+        from ..evaluation.protocols import missing_gaps, read_pairs, sample_pairs
         from ..evaluation.report import write_report
         from ..evaluation.run import data_facts, evaluate, prepare
         from ..evaluation.suite import Suite
@@ -96,6 +96,7 @@ class Evaluate:
             drawn = sample_pairs(
                 self.protocol, clips, count=self.count, frames=self.frames, seed=self.seed, yaws=_yaws(frames)
             )
+            problems = missing_gaps(drawn) if self.protocol == "yaw" else []
             how = {"protocol": self.protocol, "count": self.count, "frames": self.frames, "seed": self.seed}
         bench = prepare(drawn, frames, {**data_facts(clips, self.data), **how, "motion": self.motion}, problems)
         if not self.model and not self.results:

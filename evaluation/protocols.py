@@ -157,6 +157,16 @@ def sample_pairs(
     return pairs
 
 
+def missing_gaps(pairs: Sequence[Pair]) -> list[str]:
+    """A sentence for each yaw gap that the pairs of the yaw protocol do not have."""
+    there = {pair.group for pair in pairs}
+    return [
+        f"No clip has a frame that is turned {gap:g} (+- {YAW_SLACK:g}) degrees from its most frontal one."
+        for gap in YAW_GAPS
+        if f"yaw {gap:g}" not in there
+    ]
+
+
 def stretched(picture: Picture, width: float, height: float) -> Picture:
     """OSTNet's expression-preserved augmentation (`nets.scale.stretch`) of a picture (S, S, 3)."""
     if (width, height) == (1.0, 1.0):

@@ -132,3 +132,24 @@ def test_wrong_flags_are_told(data, tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             replace(plain, **change).run()
+
+
+def test_model_files_are_opened_by_their_method(store, tmp_path):
+    """Untrained networks, for the way through: the right size, a hash in the facts, driven by heads or by pictures."""
+    from headwarp.nets.fomm import Fomm, FommConfig
+    from headwarp.nets.model_file import save_model
+    from headwarp.nets.pwm import Pwm, PwmConfig
+
+    torch.manual_seed(0)
+    small = PwmConfig(size=64, base_channels=4, max_channels=8, spade_hidden=4, spade_residual=False)
+    source, driving = store.moment(Ref("test/id1#a", 0)), store.moment(Ref("test/id1#a", 1))
+    for model, fitted in ((Pwm(small), True), (Fomm(FommConfig()), False)):
+        path = tmp_path / f"{type(model).__name__}.safetensors"
+        save_model(path, model, {"data": "none"})
+        method = open_reenactor(str(path), size=192)
+        assert (method.name, method.fitted) == (type(model).__name__, fitted)
+        assert method.facts["data"] == "none"
+        assert len(method.facts["sha256"]) == 64
+        (picture,) = method.reenact(method.prepare(source), [driving], source)
+        assert picture.shape == (192, 192, 3)
+        assert picture.dtype == np.uint8

@@ -14,6 +14,7 @@ from headwarp.evaluation.protocols import (
     STRETCH,
     STRETCHES,
     Pair,
+    missing_gaps,
     read_pairs,
     sample_pairs,
     stretched,
@@ -110,6 +111,9 @@ def test_yaw_gaps_are_what_they_say():
     for pair in pairs:
         gap = abs(angles[pair.driving.index] - angles[start])
         assert abs(gap - float(pair.group[4:])) <= 7.5
+    assert missing_gaps(pairs) == []
+    some = sample_pairs("yaw", clips(50), yaws=lambda clip: np.linspace(-5, 40, clip.length))
+    assert [text for text in missing_gaps(some) if "60" in text] == missing_gaps(some) != []
     with pytest.raises(InputError, match="finds no pairs"):
         sample_pairs("yaw", clips(10), yaws=lambda clip: np.full(clip.length, np.nan))
 
