@@ -225,7 +225,8 @@ class Pwm(nn.Module):
         for level, (block, shortcut) in enumerate(zip(self.warps, finer, strict=True)):
             base = motions[level] if self.config.residual_displacement else None
             aligned, displacement = block(aligned, shortcut, pictures[level], base)
-        return PwmOutput(torch.sigmoid(self.last(aligned)), warp(state.image, displacement), displacement)
+        image = torch.sigmoid(self.last(aligned).float())
+        return PwmOutput(image, warp(state.image, displacement), displacement)
 
     def forward(self, image: Tensor, guidance: Guidance, drawn: Tensor | None = None) -> PwmOutput:
         """`encode_source` and `render`."""
