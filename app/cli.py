@@ -21,10 +21,12 @@ from tyro.conf import Positional, arg
 
 from ..fitting.options import FitOptions
 from .convert import Convert
+from .depth import Depth
 from .evaluate import Compare, Evaluate
 from .options import AnimateOptions
 from .synth import Synth
 from .train import Train
+from .unsup3d import Unsup3d
 
 if TYPE_CHECKING:
     from .animator import Animator
@@ -242,7 +244,7 @@ class ConvertTrack:
 class Bench:
     """Measure speed on this machine, as ratios against a peer in the same run."""
 
-    what: Annotated[Literal["raster", "warp", "fit", "dataset", "animate", "fidelity"], Positional]
+    what: Annotated[Literal["raster", "warp", "fit", "dataset", "animate", "fidelity", "pwm"], Positional]
     """raster, warp: the kernels. fit, dataset, animate: whole stages. fidelity: does the result do what was asked?"""
     real: Path | None = None
     """Folder with `portraits/` and `clips/` of real footage; the examples of the package if absent."""
@@ -290,6 +292,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "evaluate": Evaluate,
     "compare": Compare,
+    "depth": Depth,
+    "unsup3d": Unsup3d,
     "demo": Demo,
     "doctor": Doctor,
     "bench": Bench,
