@@ -26,7 +26,7 @@ from .evaluate import Compare, Evaluate
 from .options import AnimateOptions
 from .synth import Synth
 from .train import Train
-from .unsup3d import Unsup3d
+from .unsup3d import Unsup3dCommand
 
 if TYPE_CHECKING:
     from .animator import Animator
@@ -293,7 +293,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "depth": Depth,
-    "unsup3d": Unsup3d,
+    "unsup3d": Unsup3dCommand,
     "demo": Demo,
     "doctor": Doctor,
     "bench": Bench,
