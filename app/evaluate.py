@@ -54,6 +54,8 @@ class Evaluate:
     """Of the drawn pairs."""
     size: int = 256
     """Side in pixels at which pictures are made and compared."""
+    network_size: int = 256
+    """Side in pixels of the pictures that a keypoint network was trained on."""
     motion: Motion = "absolute"
     """How another person's motion is taken over: absolute pose and expression, or relative to the pair's anchor."""
     name: str | None = None
@@ -103,7 +105,10 @@ class Evaluate:
             _write_task(bench.pairs, frames, self.output)
             return
         suite = Suite(Features(frames.folder), self.weights)
-        reenactor = open_reenactor(self.model, size=self.size, motion=self.motion) if self.model else None
+        reenactor = None
+        if self.model:
+            how_large = {"size": self.size, "network_size": self.network_size}
+            reenactor = open_reenactor(self.model, motion=self.motion, **how_large)
         result = evaluate(reenactor, bench, self.output, suite=suite, results=self.results, name=self.name)
         for problem in [*result.problems, *frames.problems]:
             print(f"note: {problem}", file=sys.stderr)
@@ -129,13 +134,14 @@ class Compare:
         print(compare(self.evaluations, self.output))
 
 
-def open_reenactor(model: str, *, size: int = 256, motion: Motion = "absolute") -> Reenactor:
+def open_reenactor(model: str, *, size: int = 256, motion: Motion = "absolute", network_size: int = 256) -> Reenactor:
     """A method under test.
 
     Args:
         model: geometric, a model file, still or copy.
         size: pixels of the square.
         motion: how another person's motion is taken over.
+        network_size: pixels of the pictures that a keypoint network sees.
     Raises:
         InputError: there is no such model.
     """
@@ -146,7 +152,7 @@ def open_reenactor(model: str, *, size: int = 256, motion: Motion = "absolute") 
         return Still() if model == "still" else Copy()
     network = open_model(model)
     if is_keypoint_model(network):
-        return KeypointReenactor(model, network, size, motion)
+        return KeypointReenactor(model, network, size, motion, network_size)
     return HeadReenactor(model, size, motion)
 
 
@@ -225,16 +231,22 @@ class KeypointReenactor:
     Args:
         model: the file, for the facts.
         network: what was in it.
-        size: pixels of the results; the networks work at 256.
-        motion: relative motion starts from the anchor, which for pairs of one clip is the source itself.
+        size: pixels of the results.
+        motion: relative motion starts from the anchor, which for pairs of one clip is the source itself. OSTNet brings
+            the driver to the source's proportions instead, and is always absolute.
+        network_size: pixels of the pictures that the network sees.
     """
 
     fitted = False
 
-    def __init__(self, model: str, network: Any, size: int, motion: Motion) -> None:
+    def __init__(self, model: str, network: Any, size: int, motion: Motion, network_size: int = 256) -> None:
+        from ..nets.ostnet import OstNet
+
         self.name = Path(model).stem
-        self.network, self.size, self.motion = network, size, motion
-        self.facts: Mapping[str, str] = {**model_facts(model), "motion": motion}
+        self.network, self.size, self.network_size = network, size, network_size
+        self.rectifies = isinstance(network, OstNet)
+        self.motion: Motion = "absolute" if self.rectifies else motion
+        self.facts: Mapping[str, str] = {**model_facts(model), "motion": self.motion, "network_size": str(network_size)}
 
     def prepare(self, source: Moment) -> Any:
         import torch
@@ -252,9 +264,9 @@ class KeypointReenactor:
         with torch.inference_mode():
             first = None
             if self.motion == "relative" and anchor is not None:
-                first = self.network.read_motion(self._input(anchor))
+                first = self._motion(prepared, anchor)
             for moment in driving:
-                motion = self.network.read_motion(self._input(moment))
+                motion = self._motion(prepared, moment)
                 if first is not None:
                     motion = normalise(motion, first, prepared.motion, adapt_scale=True)
                 image = self.network.render(prepared, motion).image[0]
@@ -263,11 +275,15 @@ class KeypointReenactor:
                 results.append(pixels if same else Crop.whole(pixels.shape, self.size).extract(pixels))
         return results
 
+    def _motion(self, prepared: Any, moment: Moment) -> Any:
+        image = self._input(moment)
+        return self.network.read_motion(image, prepared) if self.rectifies else self.network.read_motion(image)
+
     def _input(self, moment: Moment) -> Any:
         from ..media.crop import Crop
-        from .keypoint import SIDE, tensor
+        from .keypoint import tensor
 
-        return tensor(Crop.whole(moment.image.shape, SIDE).extract(moment.image))
+        return tensor(Crop.whole(moment.image.shape, self.network_size).extract(moment.image))
 
 
 def model_facts(model: str) -> dict[str, str]:

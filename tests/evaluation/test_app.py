@@ -14,7 +14,12 @@ from headwarp.evaluation.dataset import Frames, Moment, Ref, open_data
 from headwarp.geom.rotation import axis_angle_to_euler
 from headwarp.media.errors import InputError
 from headwarp.media.image import load_image
+from headwarp.nets.config import build
+from headwarp.nets.fomm import Fomm, FommConfig
 from headwarp.nets.keypoints import Motion
+from headwarp.nets.model_file import save_model
+from headwarp.nets.ostnet import OstNet, OstNetConfig
+from headwarp.nets.pwm import Pwm, PwmConfig
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +103,7 @@ def test_keypoint_motion_is_absolute_or_starts_from_the_anchor(monkeypatch):
 
 def test_the_commands_from_task_to_comparison(data, tmp_path, capsys):
     """Without a model the pictures for another program are written; its answers are scored and compared."""
-    common = ["--data", str(data), "--protocol", "scale", "--count", "1", "--limit", "1", "--size", "192"]
+    common = ["--data", str(data), "--protocol", "scale", "--count", "1", "--limit", "1", "--size", "96"]
     tyro.cli(Evaluate, args=[*common, "-o", str(tmp_path / "task")]).run()
     assert "6 pairs" in capsys.readouterr().out
     inputs = tmp_path / "task" / "inputs"
@@ -136,14 +141,18 @@ def test_wrong_flags_are_told(data, tmp_path):
 
 def test_model_files_are_opened_by_their_method(store, tmp_path):
     """Untrained networks, for the way through: the right size, a hash in the facts, driven by heads or by pictures."""
-    from headwarp.nets.fomm import Fomm, FommConfig
-    from headwarp.nets.model_file import save_model
-    from headwarp.nets.pwm import Pwm, PwmConfig
-
     torch.manual_seed(0)
     small = PwmConfig(size=64, base_channels=4, max_channels=8, spade_hidden=4, spade_residual=False)
+    widths = {"block_expansion": 8, "max_features": 32}
+    dense = {**widths, "num_blocks": 2}
+    fomm = {
+        "common_params": {"num_kp": 4},
+        "kp_detector_params": dense,
+        "generator_params": {**widths, "num_down_blocks": 3, "num_bottleneck_blocks": 1, "dense_motion_params": dense},
+    }
     source, driving = store.moment(Ref("test/id1#a", 0)), store.moment(Ref("test/id1#a", 1))
-    for model, fitted in ((Pwm(small), True), (Fomm(FommConfig()), False)):
+    ostnet = OstNet(build(OstNetConfig, {"base": "fomm", "base_params": fomm}))
+    for model, fitted in ((Pwm(small), True), (Fomm(build(FommConfig, fomm)), False), (ostnet, False)):
         path = tmp_path / f"{type(model).__name__}.safetensors"
         save_model(path, model, {"data": "none"})
         method = open_reenactor(str(path), size=192)
