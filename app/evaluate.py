@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from tyro.conf import Positional, arg
 
 from ..evaluation.options import ProtocolName
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..evaluation.dataset import Clip, Frames, Moment, Picture
     from ..evaluation.protocols import Pair, Reenactor
     from ..geom.head import HeadParams
@@ -300,6 +301,8 @@ def model_facts(model: str) -> dict[str, str]:
 
 def _yaws(frames: Frames) -> Any:
     """Yaw of each frame of a clip in degrees, nan where no face was seen."""
+    import numpy as np
+
     from ..geom.rotation import axis_angle_to_euler
 
     def of(clip: Clip) -> np.ndarray | None:
