@@ -278,3 +278,35 @@ def test_pairs_whose_frames_are_missing_are_left_out(data, tmp_path):
     with pytest.raises(InputError, match="No pair can be evaluated"):
         prepare([Pair(Ref("test/id1#a", 0), Ref("test/id1#a", 50))], store, FACTS)
     assert not math.isnan(bench.frames.picture(good.source).mean())
+
+
+def test_tracks_of_clip_folders_are_used_and_can_be_set_aside(tmp_path):
+    """The example clip with its true track, as `headwarp synth` writes such clips."""
+    from headwarp.assets import example
+    from headwarp.fitting.faces import find_faces
+    from headwarp.geom.track import FaceTrack
+
+    folder = tmp_path / "data" / "person#1"
+    folder.mkdir(parents=True)
+    (folder / "clip.mp4").write_bytes(example("driving.mp4").read_bytes())
+    track = FaceTrack.load(example("driving.safetensors"))
+    replace(track, metadata={"source": "synthetic"}).save(folder / "clip.safetensors")
+    clips = open_data(tmp_path / "data")
+    assert (list(clips), clips["person#1"].identity, clips["person#1"].length) == (["person#1"], "person", len(track))
+
+    store = Frames(clips, tmp_path / "cache", 160)
+    ref = Ref("person#1", 20)
+    store.prepare([ref])
+    moment, exact = store.moment(ref), store.exact(ref)
+    torch.testing.assert_close(moment.params.rotation, track.params.rotation[20:21])
+    assert exact is not None
+    seen = find_faces(moment.image)[0].landmarks
+    assert np.abs(moment.landmarks[:468, :2] - seen[:468, :2]).mean() < 3
+
+    again = Frames(clips, tmp_path / "cache", 160, refit=True)
+    fitted = again.moment(ref)
+    assert not torch.equal(fitted.params.rotation, moment.params.rotation)
+    assert float((fitted.params.rotation - moment.params.rotation).norm().rad2deg()) < 10
+    torch.testing.assert_close(again.exact(ref)[0].rotation, exact[0].rotation)
+    replace(track, metadata={"source": "clip.mp4"}).save(folder / "clip.safetensors")
+    assert Frames(clips, tmp_path / "cache", 160).exact(ref) is None
