@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...nets.generator import Output
 from ...nets.keypoints import Motion
-from ...nets.losses import PerceptualLoss
+from ...nets.losses import PerceptualLoss, gaussian_pyramid
 from ...nets.ostnet import PAPER, OstNet, OstNetConfig
 from ...nets.perceptual import FIRST
 from ...nets.scale import ScaledMotion, random_stretches, stretch
@@ -74,9 +74,8 @@ class OstNetStep(Step):
         self.perceptual: PerceptualLoss | None = None
         if weights.perceptual or weights.rectified:
             params = settings.perceptual_params
-            self.perceptual = PerceptualLoss(
-                load_backbone(params.backbone, FIRST), params.scales, relative=params.relative
-            )
+            backbone = load_backbone(params.backbone, FIRST)
+            self.perceptual = PerceptualLoss(backbone, params.scales, relative=params.relative, shrink=gaussian_pyramid)
 
     def losses(self, batch: Batch) -> tuple[Losses, None]:
         source, target, amount = batch.source.image, batch.driving.image, self.settings.stretch
