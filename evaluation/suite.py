@@ -160,6 +160,7 @@ class Suite:
         self._score_pixels(items, values)
         for number, (item, found) in enumerate(zip(items, values, strict=True)):
             self._score_faces(item, number, seen, found)
+        values = [{name: v for name, v in found.items() if math.isfinite(v)} for found in values]
         return Scores(values, [bool(face["found"][0]) for face in seen.result])
 
     def vectors(self, pictures: Sequence[Picture]) -> dict[str, metrics.Array]:
@@ -220,8 +221,7 @@ class Suite:
             }
         for name, row in found.items():
             for i, value in zip(judged, row.tolist(), strict=True):
-                if math.isfinite(value):
-                    values[i][name] = value
+                values[i][name] = value
 
     def _score_faces(self, item: Item, number: int, seen: _Seen, values: dict[str, float]) -> None:
         ours, theirs, source = seen.result[number], seen.driving[number], seen.source[number]

@@ -310,3 +310,35 @@ def test_tracks_of_clip_folders_are_used_and_can_be_set_aside(tmp_path):
     torch.testing.assert_close(again.exact(ref)[0].rotation, exact[0].rotation)
     replace(track, metadata={"source": "clip.mp4"}).save(folder / "clip.safetensors")
     assert Frames(clips, tmp_path / "cache", 160).exact(ref) is None
+
+
+def test_official_weights_bring_the_published_names_beside_the_others(frames, tmp_path):
+    """Networks of the official shapes (drawn at random, nobody's weights are here) found by their files' names."""
+    from headwarp.evaluation.arcface import IResNet
+    from headwarp.evaluation.backbones import file_hash
+    from headwarp.evaluation.inception import Inception
+    from headwarp.evaluation.lpips import Lpips
+
+    weights = tmp_path / "weights"
+    (weights / "arcface_r50").mkdir(parents=True)
+    torch.manual_seed(0)
+    alexnet = {f"features.{k}": v for k, v in Lpips("alex").features.state_dict().items()}
+    torch.save(alexnet, weights / "alexnet-owt-7be5be79.pth")
+    torch.save(
+        Inception().state_dict() | {"fc.bias": torch.zeros(1008)}, weights / "pt_inception-2015-12-05-6726825d.pth"
+    )
+    torch.save(IResNet((1, 1, 1, 1)).state_dict(), weights / "arcface_r50" / "backbone.pth")
+    suite = Suite(Features(tmp_path / "features"), weights)
+    official = {
+        "lpips_alex": "alexnet-owt-7be5be79.pth",
+        "fid_inception": "pt_inception-2015-12-05-6726825d.pth",
+        "csim_arcface": "arcface_r50/backbone.pth",
+    }
+    for name, file in official.items():
+        assert suite.metrics[name].stands_for == ""
+        assert suite.metrics[name].card.sha256 == file_hash(weights / file)
+    stand_ins = {"perceptual_effnet": "LPIPS", "frechet_effnet": "FID", "facecos_effnet": "CSIM"}
+    assert {name: suite.metrics[name].stands_for for name in stand_ins} == stand_ins
+    values = suite.score([Item(frames[1], frames[2], frames[0], True)]).values[0]
+    assert {"lpips_alex", "csim_arcface", "csim_arcface_source", "aed_arcface"} <= set(values)
+    assert suite.vectors(frames[:2])["fid_inception"].shape == (2, 2048)
