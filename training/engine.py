@@ -94,9 +94,10 @@ class Trainer:
             self._tell(f"{self.folder} is at its end; -o '{self.folder}' with more train_params.iterations goes on.")
             return
         often = self.config.log_params
+        batches = self._batches()  # first: its workers load while the validation samples are made
         report = Report(self)
-        batches = self._batches()
         try:
+            self.clock.skip()
             while self.progress.step < self.iterations:
                 micro = [batch.to(self.fabric.device) for batch in islice(batches, self.params.accumulate)]
                 self.clock.mark("data")

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -104,6 +104,30 @@ def test_it_learns_validates_and_leaves_a_model(file, tmp_path, toy):
     assert sheet.shape[1] == 2 * 16 + 3 * 4  # driving and output
     assert list(folder.glob("events.out.tfevents*"))
     assert read_config(folder / "config.yaml").as_dict() == config.as_dict()
+
+
+def test_weights_and_biases_gets_the_numbers(file, tmp_path, monkeypatch):
+    told: list[tuple[int, dict[str, float]]] = []
+    begun: list[dict[str, object]] = []
+
+    def init(**settings: object) -> SimpleNamespace:
+        begun.append(settings)
+        return SimpleNamespace(id="x1", log=lambda numbers, step: told.append((step, numbers)), finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    settings = ["log_params.wandb=offline", "log_params.validation_freq=12"]
+    monkeypatch.setenv("TOY", "5:SIGTERM")
+    with pytest.raises(Stopped):
+        run(read_config(file, settings), tmp_path / "run")
+    run(read_config(file, settings), tmp_path / "run")
+    assert [entry["id"] for entry in begun] == [None, "x1"]  # a resumed run is the same run there
+    assert begun[0]["mode"] == "offline"
+    assert [step for step, _ in told] == [4, 8, 12, 12]
+    assert "losses/critic/hinge" in told[0][1]
+    assert "validation/test/l1" in told[-1][1]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match="wandb is offline, but wandb is not installed"):
+        run(read_config(file, settings), tmp_path / "other")
 
 
 def test_the_saved_model_is_the_average(file, tmp_path, toy):

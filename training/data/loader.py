@@ -73,7 +73,7 @@ class Dealer:
 
 
 def load(source: Source, seed: int, dealer: Dealer, *, workers: int, pin: bool) -> Iterator[Batch]:
-    """The batches of a process, pictures uint8 on the CPU.
+    """The batches of a process, pictures uint8 on the CPU. Workers begin at once.
 
     Args:
         source, seed: what the samples are made of.
@@ -92,7 +92,11 @@ def load(source: Source, seed: int, dealer: Dealer, *, workers: int, pin: bool) 
         prefetch_factor=4 if workers else None,
         pin_memory=pin,
     )
-    for batch in loader:
+    return _raised(iter(loader))
+
+
+def _raised(batches: Iterator[Batch | InputError]) -> Iterator[Batch]:
+    for batch in batches:
         if isinstance(batch, InputError):
             raise batch
         yield batch
