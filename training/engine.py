@@ -93,6 +93,8 @@ class Trainer:
         if self.progress.step >= self.iterations:
             self._tell(f"{self.folder} is at its end; -o '{self.folder}' with more train_params.iterations goes on.")
             return
+        finished = self.folder / FINISHED
+        finished.unlink(missing_ok=True)
         often = self.config.log_params
         batches = self._batches()  # first: its workers load while the validation samples are made
         report = Report(self)
@@ -124,7 +126,7 @@ class Trainer:
         finally:
             report.close()
         if self.fabric.is_global_zero:
-            (self.folder / FINISHED).touch()
+            finished.touch()
         self._tell(f"{self.iterations} steps are done ({self.clock}). {self.folder / 'model.safetensors'}")
 
     def train_step(self, number: int, batches: list[Batch]) -> Losses:
