@@ -8,6 +8,7 @@ import yaml
 from torch import Tensor
 from torch.optim import Adam
 
+from headwarp.benchmarks.scale import judge
 from headwarp.nets.config import build
 from headwarp.nets.keypoints import Motion, gaussian
 from headwarp.nets.layers import corner_grid
@@ -144,6 +145,22 @@ def test_judging_stretches_alike_every_time():
     torch.testing.assert_close(fixed_stretches(2), fixed_stretches(5)[:2], rtol=0, atol=0)
     # an untrained one changes nothing
     torch.testing.assert_close(first.metrics["psnr_rectified"], first.metrics["psnr_stretched"])
+
+
+def test_the_table_of_scales_counts_what_it_says():
+    """An untrained model scores as without the parts, what is given scores as itself; stretches are the same again."""
+    batch = faces(5, torch.Generator().manual_seed(0))
+    samples = [Batch([View(view.image[k : k + 1]) for view in batch.views], [batch.clips[k]]) for k in range(5)]
+    model = OstNetStep(settings()).model.eval()
+    scores = judge({"model": model}, samples, batch=2)
+    assert scores["driving"].values("l1", stretched=False).tolist() == [0] * 5
+    given, rectified = (scores[name].values("psnr", stretched=True) for name in ("driving", "model rectified"))
+    assert given.shape == (10,)
+    assert (given < 99).all()
+    torch.testing.assert_close(rectified, given)
+    torch.testing.assert_close(judge({}, samples, batch=5)["driving"].values("psnr", stretched=True), given)
+    source = scores["source"].values("ssim", stretched=False)
+    torch.testing.assert_close(scores["source"].values("ssim", stretched=True), source.repeat(2))
 
 
 def test_the_jacobian_of_the_random_transform_is_its_derivative():
