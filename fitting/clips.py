@@ -29,7 +29,7 @@ from .faces import Face, FaceTracker, NoFaceError, largest_face
 from .ledger import Failure, Report, parts_folder, publish
 from .options import Refine, Regressor
 from .overlay import draw_overlay
-from .regress import open_fitter
+from .regress import Choice, open_fitter
 from .sources import Source, Window
 from .track_file import TrackWriter
 from .tubes import Tube, TubeFinder, inside, square_crop
@@ -42,6 +42,7 @@ class Recipe:
 
     head: str = "open"
     regressor: Regressor = "none"
+    weights: str | None = None
     refine: Refine = "landmarks"
     smooth: float = 1.0
     fps: float | None = None
@@ -122,7 +123,8 @@ class _Recording:
     """The fit of one face, spooled to the disk as the frames come."""
 
     def __init__(self, recipe: Recipe, fps: float, name: str, folder: Path) -> None:
-        self._fitter = open_fitter(recipe.head, recipe.regressor, recipe.refine, recipe.smooth, fps, name)
+        choice = Choice(recipe.head, recipe.regressor, recipe.refine, recipe.weights)
+        self._fitter = open_fitter(choice, smooth=recipe.smooth, fps=fps, name=name)
         self.writer = TrackWriter(folder)
         self.start = 0.0
         """Seconds of its first frame in the source."""

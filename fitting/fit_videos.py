@@ -24,7 +24,7 @@ from tqdm import tqdm
 from headwarp.fitting.clips import Recipe, fit_source
 from headwarp.fitting.ledger import Failure, Ledger, Report, clear
 from headwarp.fitting.options import FitOptions
-from headwarp.fitting.regress import check_choice
+from headwarp.fitting.regress import Choice, check_choice
 from headwarp.fitting.sources import Source, find_sources, shard_of
 from headwarp.fitting.workers import Beat, Died, Stop, run_here, run_local, run_ray
 from headwarp.media.errors import InputError
@@ -50,7 +50,7 @@ def fit_files(
         InputError: an input does not exist or holds nothing, options do not go together, the output folder was made
             with other settings, or the disk is full.
     """
-    check_choice(options.head, options.regressor, options.refine)
+    check_choice(Choice(options.head, options.regressor, options.refine, options.weights))
     _check(options)
     if not inputs:
         raise InputError("Name what to fit: pictures, videos, or folders of them.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Regressor = Literal["none", "deca"]
+Regressor = Literal["none", "deca", "ours"]
 Refine = Literal["none", "landmarks"]
 
 
@@ -17,7 +17,9 @@ class FitOptions:
     head: str = "open"
     """Head model: open, flame (your own file, see docs/fitting.md), or a head file."""
     regressor: Regressor = "none"
-    """Network that guesses the parameters first: deca (FLAME; needs your deca_model.tar)."""
+    """Network that guesses the parameters first: deca (FLAME; needs your deca_model.tar), or ours (--weights)."""
+    weights: str | None = None
+    """Of --regressor ours: a model.safetensors that `headwarp train regressor` made."""
     refine: Refine = "landmarks"
     """What improves them: landmarks, or none (the regressor's word is final)."""
     smooth: float = 1.0

@@ -1,6 +1,7 @@
 """What turns the faces of a video into parameters: landmark fitting, a regressor, or both.
 
-    fitter = open_fitter("flame", "deca", "landmarks", smooth=1.0, fps=25, name="clip.mp4")
+    choice = Choice("flame", "deca", "landmarks")
+    fitter = open_fitter(choice, smooth=1.0, fps=25, name="clip.mp4")
     for piece in fitter.see(face, image, time): ...
     for piece in fitter.finish(): ...
 
@@ -10,9 +11,10 @@ cannot tell) is kept, and landmarks settle pose and expression.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import cache
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
 from typing import Protocol
 
 import cv2
@@ -20,16 +22,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..geom.camera import WeakPerspective, invert_crop
+from ..geom.camera import Camera, WeakPerspective, invert_crop
 from ..geom.head import HeadModel, HeadParams, load_head
 from ..geom.track import FaceTrack
+from ..media.crop import Crop
 from ..media.errors import InputError
-from ..nets.deca import CODES, SIDE, DecaCodes, DecaEncoder
+from ..nets.deca import CODES, SIDE, DecaEncoder
+from ..nets.model_file import load_model, read_header
+from ..nets.regressor import HeadCodes, HeadRegressor
 from ..third_party.deca import DECA_HELP, crop_of_landmarks, find_deca, load_encoder
 from ..third_party.mediapipe import Picture
 from .faces import Face, NoFaceError
 from .fit import SETTLE_FRAMES, VideoFitter
 from .options import Refine, Regressor
+from .solve import DISTANCE, WIDEST
 
 _BATCH = 16
 _BROWS = (70, 63, 105, 66, 107, 336, 296, 334, 293, 300)
@@ -50,29 +56,52 @@ class Fitter(Protocol):
         """The rest."""
 
 
-def open_fitter(head: str, regressor: Regressor, refine: Refine, smooth: float, fps: float, name: str) -> Fitter:
-    """The fitter for a choice of regressor and refinement, see `check_choice`."""
-    if regressor == "deca":
-        if refine == "none":
-            return DecaFitter(head, fps, name)
-        return LandmarkFitter(_InformedFitter(head=head, fps=fps, smooth=smooth, name=name))
-    return LandmarkFitter(VideoFitter(head=head, fps=fps, smooth=smooth, name=name))
+@dataclass(frozen=True)
+class Choice:
+    """Who fits; the fields are those of `FitOptions`."""
+
+    head: str = "open"
+    regressor: Regressor = "none"
+    refine: Refine = "landmarks"
+    weights: str | None = None
 
 
-def check_choice(head: str, regressor: Regressor, refine: Refine) -> None:
+def open_fitter(choice: Choice, *, smooth: float, fps: float, name: str) -> Fitter:
+    """The fitter for a choice that `check_choice` has let pass."""
+    head, weights = choice.head, choice.weights
+    if choice.regressor == "none":
+        return LandmarkFitter(VideoFitter(head=head, fps=fps, smooth=smooth, name=name))
+    if choice.refine == "none":
+        return DecaFitter(head, fps, name) if weights is None else OwnFitter(head, weights, fps, name)
+    read_shape = _deca_shape if weights is None else partial(_own_shape, weights)
+    return LandmarkFitter(_InformedFitter(read_shape, head=head, fps=fps, smooth=smooth, name=name))
+
+
+def check_choice(choice: Choice) -> None:
     """InputError where nothing would be left to do the work, or files that are needed are missing; before any fitting,
     so that it is said once and not for every clip."""
-    if regressor == "none" and refine == "none":
-        raise InputError("--refine none leaves the parameters to a regressor; add --regressor deca.")
+    head, regressor = choice.head, choice.regressor
+    if regressor == "none" and choice.refine == "none":
+        raise InputError("--refine none leaves the parameters to a regressor; add --regressor deca or ours.")
+    if regressor == "ours" and choice.weights is None:
+        raise InputError("--regressor ours needs --weights, a model.safetensors that `headwarp train regressor` made.")
+    if regressor != "ours" and choice.weights is not None:
+        raise InputError("--weights are those of --regressor ours.")
     try:
         model = shared_head(head)
-        if refine == "landmarks" and "mediapipe" not in model.embeddings:
+        if choice.refine == "landmarks" and "mediapipe" not in model.embeddings:
             raise InputError(
                 f"The head '{head}' has no MediaPipe landmarks, which fitting needs. For FLAME put "
                 "mediapipe_landmark_embedding.npz (of SMIRK or EMOCA) beside the model."
             )
         if regressor == "deca" and find_deca() is None:
             raise InputError(f"deca_model.tar was not found. {DECA_HELP}")
+        if choice.weights is not None:
+            header = read_header(choice.weights)
+            if header.method != "regressor":
+                raise InputError(f"{choice.weights} holds a model of {header.method}, not a regressor.")
+            if header.config.get("head_sha256") != model.sha256:
+                raise InputError(f"{choice.weights} was trained for another head than '{head}'.")
     except (FileNotFoundError, ValueError) as error:
         raise InputError(str(error)) from None
     small = model.n_shape < CODES["shape"] or model.n_expression < CODES["exp"]
@@ -96,29 +125,44 @@ class LandmarkFitter:
 
 
 class _InformedFitter(VideoFitter):
-    """Landmark fitting of a person whose shape DECA has seen."""
+    """Landmark fitting of a person whose shape a regressor has seen."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, read_shape: Callable[[Face, Picture], Tensor], **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
+        self._read_shape = read_shape
         self._shapes: list[Tensor] = []
 
     def look(self, face: Face | None, image: Picture) -> None:
         """Read the shape off a frame, as long as the identity is not settled."""
         if face is not None and len(self._shapes) < SETTLE_FRAMES:
-            crop = deca_crop(face)
-            self._shapes.append(shared_encoder().encode(_picture(image, crop)[None]).shape[0])
+            self._shapes.append(self._read_shape(face, image))
 
     def _settle(self) -> None:
         super()._settle()
         assert self._settled is not None
         view, person = self._settled
+        mean = torch.stack(self._shapes).mean(0).double().numpy()
         shape = np.zeros_like(person.shape)
-        shape[: CODES["shape"]] = torch.stack(self._shapes).mean(0).double().numpy()
+        shape[: len(mean)] = mean
         self._settled = view, replace(person, shape=shape)
 
 
-class DecaFitter:
-    """DECA's word frame by frame, with its own weak-perspective camera; nothing is smoothed.
+@dataclass
+class _Word:
+    """What a regressor says of N faces."""
+
+    params: HeadParams
+    camera: Tensor
+    """(N, C) numbers of the camera, as the fitter understands them."""
+    crop: Tensor
+    """(N, 3)"""
+
+    def __getitem__(self, index: list[int]) -> _Word:
+        return _Word(self.params[index], self.camera[index], self.crop[index])
+
+
+class FrameFitter(ABC):
+    """A regressor's word frame by frame; nothing is smoothed.
 
     Frames without a face repeat the frame before (the first frames, the first one with a face) and have confidence 0.
     """
@@ -128,12 +172,24 @@ class DecaFitter:
         self.fps, self.name = fps, name
         self._size = (0, 0)
         self._waiting: list[tuple[Face | None, Tensor | None, Tensor | None, float]] = []
-        self._last: tuple[Face, DecaCodes, Tensor] | None = None
+        self._last: tuple[Face, _Word] | None = None
+
+    @abstractmethod
+    def _look(self, face: Face, image: Picture) -> tuple[Tensor, Tensor]:
+        """(3,) crop transform for a face, and the crop, (3, H, W) in [0, 1]."""
+
+    @abstractmethod
+    def _read(self, pictures: Tensor, crops: Tensor) -> _Word:
+        """What is in crops (N, 3, H, W)."""
+
+    @abstractmethod
+    def _camera(self, word: _Word) -> Camera | WeakPerspective:
+        """Of full pictures."""
 
     def see(self, face: Face | None, image: Picture, time: float) -> Iterator[FaceTrack]:
         self._size = (image.shape[0], image.shape[1])
-        crop = None if face is None else deca_crop(face)
-        self._waiting.append((face, crop, None if crop is None else _picture(image, crop), time))
+        crop, shown = (None, None) if face is None else self._look(face, image)
+        self._waiting.append((face, crop, shown, time))
         seen = sum(face is not None for face, _, _, _ in self._waiting)
         if seen >= _BATCH or (self._last is not None and len(self._waiting) >= 4 * _BATCH):
             yield self._encode()
@@ -145,36 +201,119 @@ class DecaFitter:
             yield self._encode()
 
     def _encode(self) -> FaceTrack:
-        pictures = [picture for _, _, picture, _ in self._waiting if picture is not None]
-        codes = shared_encoder().encode(torch.stack(pictures)) if pictures else None
-        rows: list[tuple[Face, DecaCodes, Tensor]] = []
-        number = 0
-        for face, crop, _, _ in self._waiting:
-            if face is not None and crop is not None and codes is not None:
-                self._last = face, _row(codes, number), crop
-                number += 1
-            if self._last is not None:
-                rows.append(self._last)
-        rows = [rows[0]] * (len(self._waiting) - len(rows)) + rows
-        faces, parts, crops = zip(*rows, strict=True)
+        seen = [(face, crop, shown) for face, crop, shown, _ in self._waiting if face and crop is not None]
+        faces = [face for face, _, _ in seen]
+        words = []
+        if self._last is not None:
+            faces.insert(0, self._last[0])
+            words.append(self._last[1])
+        if seen:
+            pictures = torch.stack([shown for _, _, shown in seen if shown is not None])
+            words.append(self._read(pictures, torch.stack([crop for _, crop, _ in seen])))
+        word = _Word(
+            HeadParams.cat([w.params for w in words]),
+            torch.cat([w.camera for w in words]),
+            torch.cat([w.crop for w in words]),
+        )
+        # which of these each frame shows: the newest one so far, at least the first
+        newest = np.cumsum([face is not None for face, _, _, _ in self._waiting]) - (self._last is None)
+        rows = np.maximum(newest, 0).tolist()
         times = [time for _, _, _, time in self._waiting]
         presence = [face.presence if face else 0.0 for face, _, _, _ in self._waiting]
         self._waiting = []
-        crop = torch.stack(crops)
-        camera = WeakPerspective.from_deca(torch.cat([part.cam for part in parts]), (SIDE, SIDE))
+        self._last = faces[rows[-1]], word[rows[-1:]]
+        word, faces = word[rows], [faces[row] for row in rows]
         return FaceTrack(
-            params=HeadParams.cat(part.params(self.head) for part in parts),
-            camera=camera.crop(invert_crop(crop)),
+            params=word.params,
+            camera=self._camera(word),
             landmarks=torch.from_numpy(np.stack([face.landmarks for face in faces])),
             confidence=torch.tensor(presence),
             blendshapes=torch.from_numpy(np.stack([face.units for face in faces])),
             times=torch.tensor(times, dtype=torch.float64),
-            crop=crop,
+            crop=word.crop,
             fps=self.fps,
             image_size=self._size,
             head_name=self.head.name,
             head_sha256=self.head.sha256,
         )
+
+
+class DecaFitter(FrameFitter):
+    """DECA's word, with its own weak-perspective camera."""
+
+    def _look(self, face: Face, image: Picture) -> tuple[Tensor, Tensor]:
+        crop = deca_crop(face)
+        return crop, _picture(image, crop)
+
+    def _read(self, pictures: Tensor, crops: Tensor) -> _Word:
+        codes = shared_encoder().encode(pictures)
+        return _Word(codes.params(self.head), codes.cam, crops)
+
+    def _camera(self, word: _Word) -> WeakPerspective:
+        return WeakPerspective.from_deca(word.camera, (SIDE, SIDE)).crop(invert_crop(word.crop))
+
+
+class OwnFitter(FrameFitter):
+    """Our regressor's word (`nets.regressor`), in the perspective camera that landmark fitting would choose."""
+
+    def __init__(self, head: str, weights: str, fps: float, name: str) -> None:
+        super().__init__(head, fps, name)
+        self.model = shared_regressor(weights)
+        self.side = self.model.config.size
+        self._focal: float | None = None
+
+    def _look(self, face: Face, image: Picture) -> tuple[Tensor, Tensor]:
+        crop = own_crop(face, self.model)
+        transform = torch.from_numpy(crop.matrix[[0, 0, 1], [0, 2, 2]]).float()
+        return transform, _tensor(crop.extract(image))
+
+    @torch.no_grad()
+    def _read(self, pictures: Tensor, crops: Tensor) -> _Word:
+        codes = self.model(pictures)
+        if self._focal is None:  # the first face is at the usual distance, unless that takes a fisheye
+            pixels_per_metre = float(codes.size[0].exp() * self.side / crops[0, 0])
+            self._focal = max(pixels_per_metre * DISTANCE, WIDEST * max(self._size))
+        whole = self._whole()
+        params = [
+            _row(codes, k).params(self.head, whole.crop(crops[k : k + 1]), self.side) for k in range(len(pictures))
+        ]
+        return _Word(HeadParams.cat(params), torch.zeros(len(pictures), 0), crops)
+
+    def _camera(self, word: _Word) -> Camera:
+        return self._whole()
+
+    def _whole(self) -> Camera:
+        assert self._focal is not None
+        height, width = self._size
+        return Camera(torch.tensor([self._focal]), torch.tensor([[width / 2, height / 2]]))
+
+
+def own_crop(face: Face, model: HeadRegressor) -> Crop:
+    """The crop that our regressor was trained with, for a face."""
+    config = model.config
+    low, high = face.landmarks[:468, :2].min(0), face.landmarks[:468, :2].max(0)
+    side = config.scale * float((high - low).max())
+    x, y = (low + high) / 2
+    return Crop((float(x), float(y) - config.up * side), side, config.size)
+
+
+def _deca_shape(face: Face, image: Picture) -> Tensor:
+    return shared_encoder().encode(_picture(image, deca_crop(face))[None]).shape[0]
+
+
+def _own_shape(weights: str, face: Face, image: Picture) -> Tensor:
+    model = shared_regressor(weights)
+    with torch.no_grad():
+        shape: Tensor = model(_tensor(own_crop(face, model).extract(image))[None]).shape[0]
+    return shape
+
+
+@cache
+def shared_regressor(weights: str) -> HeadRegressor:
+    """Our regressor, loaded once per process."""
+    model = load_model(weights)
+    assert isinstance(model, HeadRegressor)
+    return model
 
 
 def deca_crop(face: Face) -> Tensor:
@@ -194,8 +333,8 @@ def shared_head(name: str) -> HeadModel:
     return load_head(name)
 
 
-def _row(codes: DecaCodes, number: int) -> DecaCodes:
-    return DecaCodes(**{name: getattr(codes, name)[number : number + 1] for name in CODES})
+def _row(codes: HeadCodes, number: int) -> HeadCodes:
+    return HeadCodes(**{f.name: getattr(codes, f.name)[number : number + 1] for f in fields(HeadCodes)})
 
 
 def _picture(image: Picture, crop: Tensor) -> Tensor:
@@ -203,5 +342,9 @@ def _picture(image: Picture, crop: Tensor) -> Tensor:
     scale, tx, ty = crop.double().tolist()
     # OpenCV counts from pixel centres: index = continuous - 0.5 on both sides
     matrix = np.array([[scale, 0, tx + 0.5 * scale - 0.5], [0, scale, ty + 0.5 * scale - 0.5]])
-    warped = cv2.warpAffine(image, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-    return torch.from_numpy(warped).permute(2, 0, 1).float() / 255
+    return _tensor(cv2.warpAffine(image, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT))
+
+
+def _tensor(image: Picture) -> Tensor:
+    """(3, H, W) in [0, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1).float() / 255

@@ -14,14 +14,16 @@ from headwarp.assets import example
 from headwarp.fitting.faces import largest_face
 from headwarp.fitting.fit_videos import fit_files
 from headwarp.fitting.options import FitOptions
-from headwarp.fitting.regress import DecaFitter, deca_crop, shared_encoder
-from headwarp.geom.camera import WeakPerspective, apply_crop
+from headwarp.fitting.regress import DecaFitter, OwnFitter, deca_crop, shared_encoder
+from headwarp.geom.camera import Camera, WeakPerspective, apply_crop
 from headwarp.geom.head import load_head
 from headwarp.geom.head_files import read_head, write_safetensors
 from headwarp.geom.track import FaceTrack
 from headwarp.media.errors import InputError
 from headwarp.media.video import VideoReader, VideoWriter
 from headwarp.nets.deca import DecaEncoder
+from headwarp.nets.model_file import save_model
+from headwarp.nets.regressor import HeadRegressor, RegressorConfig, between_eyes
 
 FRAMES = 6
 CAM = (8.0, 0.01, 0.03)
@@ -103,6 +105,62 @@ def test_fitting_with_deca(deca, wide_head, pictures, tmp_path, refine):
     torch.testing.assert_close(track.params.shape[:, :2], torch.tensor([[1.5, 0.0]]).repeat(FRAMES, 1))
     moved = float((track.params.jaw[:, 0] - 0.2).abs().max())
     assert moved < 1e-6 if refine == "none" else moved > 1e-3
+
+
+@pytest.fixture
+def ours(tmp_path) -> Path:
+    """A regressor of the open head that answers the same for every picture."""
+    head = load_head()
+    model = HeadRegressor(RegressorConfig(channels=(8, 16), blocks=1, head_sha256=head.sha256))
+    torch.nn.init.zeros_(model.out.weight)
+    model.out.bias.data[0] = 1.2  # the first shape coefficient
+    model.out.bias.data[-7] = 1.0  # jaw: 0.2 radians
+    save_model(tmp_path / "ours.safetensors", model)
+    return tmp_path / "ours.safetensors"
+
+
+def test_our_regressors_word_lands_in_the_picture(ours, pictures):
+    fitter = OwnFitter("open", str(ours), 25.0, "clip")
+    face = largest_face(pictures[0])
+    pieces = [piece for k in range(20) for piece in fitter.see(None if k == 3 else face, pictures[0], k / 25)]
+    track = FaceTrack.cat([*pieces, *fitter.finish()])
+    assert (track.confidence == 0).nonzero().flatten().tolist() == [3]
+    torch.testing.assert_close(track.params.jaw[:, 0], torch.full((20,), 0.2))
+    assert isinstance(track.camera, Camera)
+    # it says: upright, the point between the eyes in the middle of the crop, a metre is e^1.1 crops long
+    eyes = track.camera.crop(track.crop[:1]).project(between_eyes(fitter.head, track.params[:1])[:, None])[0, 0]
+    torch.testing.assert_close(eyes[:2], torch.tensor([64.0, 64.0]), rtol=0, atol=1e-2)
+    depth = float(track.camera.focal[0] * track.crop[0, 0] / eyes[2])
+    assert abs(depth / (128 * np.exp(1.1)) - 1) < 1e-4
+    assert 0.8 < float(eyes[2]) < 1.0
+    box = apply_crop(track.crop[0], track.landmarks[0])[:468, :2]
+    assert bool((box > 128 * 0.1).all())
+    assert bool((box < 128 * 0.98).all())
+
+
+@pytest.mark.parametrize("refine", ["none", "landmarks"])
+def test_fitting_with_our_regressor(ours, pictures, tmp_path, refine):
+    with VideoWriter(tmp_path / "clip.mp4", (256, 256), 25) as writer:
+        for image in pictures:
+            writer.write(image)
+    options = FitOptions(regressor="ours", weights=str(ours), refine=refine)
+    assert fit_files([tmp_path / "clip.mp4"], tmp_path / "out", options, progress=False)
+    track = FaceTrack.load(tmp_path / "out" / "clip.safetensors")
+    torch.testing.assert_close(track.params.shape[:, :2], torch.tensor([[1.2, 0.0]]).repeat(FRAMES, 1))
+    moved = float((track.params.jaw[:, 0] - 0.2).abs().max())
+    assert moved < 1e-6 if refine == "none" else moved > 1e-3
+
+
+def test_a_regressor_of_another_head_or_none_is_refused(ours, wide_head, tmp_path):
+    (tmp_path / "clip.mp4").touch()
+    for flags, message in (
+        ({"regressor": "ours"}, "--weights, a model"),
+        ({"weights": str(ours)}, "--regressor ours"),
+        ({"regressor": "ours", "weights": str(tmp_path / "none")}, "There is no model file"),
+        ({"regressor": "ours", "weights": str(ours), "head": str(wide_head)}, "trained for another head"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fit_files([tmp_path / "clip.mp4"], tmp_path / "out", FitOptions(**flags), progress=False)
 
 
 def test_what_is_missing_is_said_once_and_before(pictures, tmp_path, monkeypatch):
