@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..render.warp import sample
 from .dense_motion import DenseMotion, DenseMotionConfig, DenseMotionNetwork, warp_features
 from .keypoints import Motion
-from .layers import ConvNorm, Down, Res, Spade, SpadeResBlock, Up, instance_norm, leaky
+from .layers import SLOPE, ConvNorm, Down, Res, Spade, SpadeResBlock, Up, instance_norm, leaky
 from .scale import ScaledMotion, ScaleEmbedding
 
 
@@ -173,16 +173,16 @@ class SpadeDecoder(nn.Module):
 
 
 class _FoldedSpade(nn.Module):
-    """`Spade` with both of its last convolutions as one."""
+    """`Spade` of a map that is normalised already, with both of its last convolutions as one."""
 
     def __init__(self, norm: Spade) -> None:
         super().__init__()
         self.mlp_shared = norm.mlp_shared
         self.both = joined(_plain(norm.mlp_gamma), _plain(norm.mlp_beta))
 
-    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
+    def forward(self, normal: Tensor, guidance: Tensor) -> Tensor:
         gamma, beta = self.both(self.mlp_shared(guidance)).chunk(2, 1)
-        return torch.addcmul(beta, instance_norm(x), 1 + gamma)
+        return torch.addcmul(beta, normal, 1 + gamma)
 
 
 class _FoldedShortcut(nn.Module):
@@ -203,10 +203,10 @@ class _FoldedShortcut(nn.Module):
         self.both = joined(gamma, small)
         self.conv = conv
 
-    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
+    def forward(self, normal: Tensor, guidance: Tensor) -> Tensor:
         both = self.both(self.mlp_shared(guidance))
         gamma, beta = both[:, : self.channels], both[:, self.channels :]
-        result: Tensor = self.conv(instance_norm(x) * (1 + gamma)) + beta
+        result: Tensor = self.conv(normal * (1 + gamma)) + beta
         return result
 
 
@@ -220,9 +220,11 @@ class _FoldedSpadeBlock(nn.Module):
             self.shortcut = _FoldedShortcut(block.norm_s, _plain(block.conv_s))
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        shortcut = x if self.shortcut is None else self.shortcut(x, guidance)
-        y = self.conv_0(leaky(self.norm_0(x, guidance)))
-        return shortcut + self.conv_1(leaky(self.norm_1(y, guidance)))
+        normal = instance_norm(x)  # the first norm's and the shortcut's
+        shortcut = x if self.shortcut is None else self.shortcut(normal, guidance)
+        y = self.conv_0(F.leaky_relu_(self.norm_0(normal, guidance), SLOPE))
+        y = F.leaky_relu_(self.norm_1(instance_norm(y), guidance), SLOPE)
+        return self.conv_1(y).add_(shortcut)
 
 
 def joined(first: nn.Conv2d, second: nn.Conv2d) -> nn.Conv2d:

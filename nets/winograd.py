@@ -31,8 +31,8 @@ _FLOATS = 3_000_000
 
 
 class WinogradConv(nn.Module):
-    """A 3 x 3 convolution (stride 1, padding 1) for inference on a CPU; other devices and sizes that are no multiples
-    of 4 take the plain one."""
+    """A 3 x 3 convolution (stride 1, padding 1) for inference on a CPU; other devices, sizes that are no
+    multiples of 4, and pictures that want gradients take the plain one."""
 
     spectrum: Tensor
     input_transform: Tensor
@@ -63,7 +63,8 @@ class WinogradConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        if x.device.type != "cpu" or height % 4 or width % 4 or x.dtype != torch.float32:
+        learning = torch.is_grad_enabled() and x.requires_grad
+        if learning or x.device.type != "cpu" or height % 4 or width % 4 or x.dtype != torch.float32:
             result: Tensor = self.conv(x)
             return result
         out = self.spectrum.shape[2]
@@ -71,15 +72,28 @@ class WinogradConv(nn.Module):
         picture = x.new_empty(batch, down, 4, across, 4, out)
         padded = F.pad(x.contiguous(memory_format=torch.channels_last), (1, 1, 1, 1)).permute(0, 2, 3, 1)
         row, column = padded.stride()[1:3]
-        rows = max(1, _FLOATS // (36 * across * max(out, channels)))
+        rows = min(down, max(1, _FLOATS // (36 * across * max(out, channels))))
+        # the same memory for every strip: fresh pages cost as much as the arithmetic
+        tiles, spectra = (x.new_empty(36, rows * across * channels) for _ in range(2))
+        products, results = (x.new_empty(count, rows * across * out) for count in (36, 16))
+        bias = x.new_zeros(()) if self.conv.bias is None else self.conv.bias.detach()
         for source, target in zip(padded, picture, strict=True):
             for top in range(0, down, rows):
                 n = min(rows, down - top)
                 start = source.storage_offset() + 4 * top * row
-                tiles = source.as_strided((6, 6, n, across, channels), (row, column, 4 * row, 4 * column, 1), start)
-                found = torch.bmm((self.input_transform @ tiles.reshape(36, -1)).view(36, -1, channels), self.spectrum)
-                found = (self.output_transform @ found.view(36, -1)).view(4, 4, n, across, out)
-                target[top : top + n] = found.permute(2, 0, 3, 1, 4)
-        if self.conv.bias is not None:
-            picture += self.conv.bias
+                strip = source.as_strided((6, 6, n, across, channels), (row, column, 4 * row, 4 * column, 1), start)
+                d, v, m, y = (
+                    buffer.view(-1)[: count * n * across * width].view(count, -1)
+                    for buffer, count, width in (
+                        (tiles, 36, channels),
+                        (spectra, 36, channels),
+                        (products, 36, out),
+                        (results, 16, out),
+                    )
+                )
+                d.view(strip.shape).copy_(strip)
+                torch.mm(self.input_transform, d, out=v)
+                torch.bmm(v.view(36, -1, channels), self.spectrum, out=m.view(36, -1, out))
+                torch.mm(self.output_transform, m, out=y)
+                torch.add(y.view(4, 4, n, across, out).permute(2, 0, 3, 1, 4), bias, out=target[top : top + n])
         return picture.view(batch, height, width, out).permute(0, 3, 1, 2)
