@@ -125,8 +125,10 @@ def speed(name: str = "pwm_256_s") -> dict[str, Any]:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{name}: {millions:.1f} M parameters, {gmac:.1f} GMAC a frame, {torch.get_num_threads()} threads")
     for part, timing in timings.items():
-        print(f"  {part:20s}{timing!s:>18s} ms")
+        print(f"  {part:20s}{timing!s:>18s} ms, processor {timing.processor:.1f} ms")
     print(f"  a frame {frame:.1f} ms, {1e3 / frame:.1f} frames/s")
+    if any(timing.disturbed for timing in timings.values()):
+        print("  * other processes were at work; the processor time is what it takes alone, over all threads")
     print("  of the decoder: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items()) + "\n")
     return {"parameters_M": millions, "gmac": gmac, "ms": timings, "frame_ms": frame, "decoder_shares": shares}
 
