@@ -402,13 +402,12 @@ class _FoldedVolume(FaceVolume):
         weight = [_planes_first(c.weight.detach(), self.planes) for c in halves]
         bias = [_planes_first(c.bias.detach(), self.planes) for c in halves if c.bias is not None]
         self.split = [len(b) for b in bias]
-        self.weight = nn.Parameter(torch.cat(weight).contiguous(memory_format=torch.channels_last), requires_grad=False)
-        self.bias = nn.Parameter(torch.cat(bias), requires_grad=False)
+        self.both = _convolution(torch.cat(weight), torch.cat(bias))
         pairs: list[Any] = list(volume.sigma_predict.res_conv3d)
         self.blocks = nn.Sequential(*(_FoldedRes3d(a, b) for a, b in zip(pairs[::2], pairs[1::2], strict=True)))
 
     def forward(self, features: Tensor) -> Tensor:
-        both = F.conv2d(features, self.weight, self.bias, padding=1).permute(0, 2, 3, 1)
+        both = self.both(features).permute(0, 2, 3, 1)
         shape, colour = (part.unflatten(3, (self.planes, -1)) for part in both.split(self.split, 3))
         shape = self.blocks(shape.permute(0, 3, 1, 2, 4).contiguous())
         return self._along_rays(shape.permute(0, 2, 3, 1, 4), colour)
@@ -429,13 +428,20 @@ class _FoldedSpade(nn.Module):
         self.shared = nn.Sequential(shared, nn.ReLU(True)) if factor == 1 else UpsampledConv(shared, factor)
         gamma: Any = spade.mlp_gamma
         beta: Any = spade.mlp_beta
-        weight = torch.cat([gamma.weight, beta.weight]).detach().contiguous(memory_format=torch.channels_last)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(torch.cat([gamma.bias + 1, beta.bias]).detach(), requires_grad=False)
+        # a module of its own, so that `inference.optimise` can take Winograd's
+        self.both = _convolution(torch.cat([gamma.weight, beta.weight]), torch.cat([gamma.bias + 1, beta.bias]))
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        scale, shift = F.conv2d(self.shared(label), self.weight, self.bias, padding=1).chunk(2, 1)
+        scale, shift = self.both(self.shared(label)).chunk(2, 1)
         return F.relu_(torch.addcmul(shift, instance_norm(x), scale))
+
+
+def _convolution(weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A padded 3 x 3 convolution of given numbers."""
+    out, channels = weight.shape[:2]
+    conv = nn.Conv2d(channels, out, 3, padding=1).to(weight)
+    conv.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
+    return conv.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class _FoldedPair(nn.Module):

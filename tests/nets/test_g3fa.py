@@ -12,6 +12,7 @@ from torch import nn
 from headwarp.nets.config import build
 from headwarp.nets.fomm import CommonParams
 from headwarp.nets.g3fa import FNEVR, G3fa, G3faConfig, G3faGeneratorConfig
+from headwarp.nets.inference import optimise
 from headwarp.nets.keypoints import Motion, normalise
 from headwarp.nets.model_file import load_model, save_model
 from headwarp.third_party import g3fa as official
@@ -163,6 +164,17 @@ def test_the_folded_decoder_gives_the_same(size):
         plain, fast = pair(y, label), folded.pairs[k](y, label)
         torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4 * plain.abs().max().item())
     torch.testing.assert_close(folded(x), decoder(x), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_optimised_model_gives_the_same_picture(model, tiny):
+    fast = optimise(model)
+    driving = tiny.arrays["input.driving"]
+    source, source_fast = (m.encode_source(tiny.arrays["input.source"]) for m in (model, fast))
+    plain, quick = model.render(source, model.read_motion(driving)), fast.render(source_fast, fast.read_motion(driving))
+    torch.testing.assert_close(quick.image, plain.image, rtol=0, atol=1e-4)
+    for part in ("decoder", "Render_model"):
+        assert type(getattr(fast.generator, part)) is not type(getattr(model.generator, part))
 
 
 def used(module: nn.Module) -> nn.Module:
