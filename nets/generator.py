@@ -181,8 +181,8 @@ class _FoldedSpade(nn.Module):
         self.both = joined(_plain(norm.mlp_gamma), _plain(norm.mlp_beta))
 
     def forward(self, normal: Tensor, guidance: Tensor) -> Tensor:
-        gamma, beta = self.both(self.mlp_shared(guidance)).chunk(2, 1)
-        return torch.addcmul(beta, normal, 1 + gamma)
+        gain, beta = self.both(self.mlp_shared(guidance)).chunk(2, 1)
+        return beta.addcmul_(normal, gain)
 
 
 class _FoldedShortcut(nn.Module):
@@ -205,9 +205,9 @@ class _FoldedShortcut(nn.Module):
 
     def forward(self, normal: Tensor, guidance: Tensor) -> Tensor:
         both = self.both(self.mlp_shared(guidance))
-        gamma, beta = both[:, : self.channels], both[:, self.channels :]
-        result: Tensor = self.conv(normal * (1 + gamma)) + beta
-        return result
+        gain, beta = both[:, : self.channels], both[:, self.channels :]
+        result: Tensor = self.conv(normal * gain)
+        return result.add_(beta)
 
 
 class _FoldedSpadeBlock(nn.Module):
@@ -227,10 +227,11 @@ class _FoldedSpadeBlock(nn.Module):
         return self.conv_1(y).add_(shortcut)
 
 
-def joined(first: nn.Conv2d, second: nn.Conv2d) -> nn.Conv2d:
-    """Two 3 x 3 convolutions of the same map as one, the results of the first before those of the second."""
-    both = nn.Conv2d(first.in_channels, first.out_channels + second.out_channels, 3, padding=1)
-    parts = [first.state_dict(), second.state_dict()]
+def joined(gamma: nn.Conv2d, beta: nn.Conv2d) -> nn.Conv2d:
+    """The convolutions that make gamma and beta of a map as one, which gives 1 + gamma before beta."""
+    both = nn.Conv2d(gamma.in_channels, gamma.out_channels + beta.out_channels, 3, padding=1)
+    assert gamma.bias is not None
+    parts = [{"weight": gamma.weight, "bias": gamma.bias + 1}, beta.state_dict()]
     both.load_state_dict({name: torch.cat([part[name] for part in parts]) for name in ("weight", "bias")})
     return both
 

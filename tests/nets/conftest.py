@@ -119,7 +119,7 @@ def fill(state: Mapping[str, Tensor], net: str, gains: Mapping[str, float]) -> d
         gain = gains.get(name, 1.0)
         shape = tuple(like.shape)
         if key.endswith(("down.weight", "weight_u", "weight_v")):
-            filled[key] = like
+            filled.setdefault(key, like)
             continue
         if key.endswith("running_mean"):
             value = 0.1 * u
