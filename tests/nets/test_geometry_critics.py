@@ -196,7 +196,22 @@ def test_the_whole_training_step_agrees(training, model, ensemble, renderer, vgg
     for k, part in enumerate([ensemble.picture, ensemble.depth, ensemble.normal], 1):
         for name, norm in values[f"grad_norms_discriminator{k}"].items():
             ours_name = name.replace("weight_orig", "parametrizations.weight.original")
-            assert part.get_parameter(ours_name).grad.norm().item() == pytest.approx(norm, rel=2e-3, abs=1e-6), name
+            assert part.get_parameter(ours_name).grad.norm().item() == pytest.approx(norm, rel=2e-3, abs=5e-6), name
+
+
+def test_how_much_geometry_teaches_in_numbers(training, tiny, named_weights, renderer):
+    """Gradient of the adversarial term with respect to the picture, golden weights: the official one comes from the
+    picture's critic alone; the part that flows through depth and normals is larger than all of it."""
+    norms = {}
+    for flows in (False, True):
+        config = EnsembleConfig(OFFICIAL, geometry_gradient=flows, discriminator_params=SMALL)
+        critics = fill_ensemble(Ensemble(config), named_weights, tiny.arrays)
+        image = training.arrays["prediction"].clone().requires_grad_()
+        critics.fooling(critics(image, critics.geometry_of(renderer, image))).backward()
+        norms[flows] = image.grad
+    official = training.facts["values"]["grad_gen_gan_wrt_prediction"]["norm"]
+    assert norms[False].norm().item() == pytest.approx(official, rel=1e-4)
+    assert (norms[True] - norms[False]).norm() > 1.5 * norms[False].norm()
 
 
 def test_the_official_averaging_is_a_setting(ensemble, tiny):
