@@ -154,14 +154,13 @@ def _relative(
     gaze = (driving.eyes - rest.eyes).unflatten(-1, (2, 3)).mean(1)
     gaze = soft_limit(gaze, math.radians(options.gaze_limit))
 
-    return source.replace(
-        rotation=rotation,
-        neck=source.neck + driving.neck - rest.neck,
+    turned = source.replace(rotation=rotation, neck=source.neck + driving.neck - rest.neck)
+    return turned.replace(
         expression=source.expression + gain * (driving.expression - rest.expression),
         jaw=source.jaw + gain * (driving.jaw - rest.jaw),
         eyes=source.eyes + torch.cat([gaze, gaze], -1),
         eyelids=_lids(source.eyelids, driving.eyelids, rest.eyelids, options.openness_limit),
-        translation=_translation(head, source, driving, rest, turn, options),
+        translation=_translation(head, source, turned, driving, rest, options),
     )
 
 
@@ -177,17 +176,22 @@ def _lids(source: Tensor, driving: Tensor, rest: Tensor, limit: float) -> Tensor
 
 
 def _translation(
-    head: HeadModel, source: HeadParams, driving: HeadParams, rest: HeadParams, turn: Tensor, options: TransferOptions
+    head: HeadModel,
+    source: HeadParams,
+    turned: HeadParams,
+    driving: HeadParams,
+    rest: HeadParams,
+    options: TransferOptions,
 ) -> Tensor:
     """(B, 3) such that the face follows the driver's face: the depth by ratio, the place in the picture by face sizes.
 
     The head turns about the root joint, an arm's length below the face, so that a few degrees between the fits of
-    source and driver would shift the face. What the turn (B, 3, 3) does to the source's own arm is therefore taken off.
+    source and driver would shift the face. Where the source's own face goes when it is `turned` is therefore taken off.
     Lengths scale with the eye distance: one camera cannot tell a small head from a distant one.
     """
-    (root, face, own), (_, after, _), (_, before, width) = (_places(head, p) for p in (source, driving, rest))
-    arm = face - root
-    step = (after - before) * (own / width) - ((turn @ arm[..., None])[..., 0] - arm)
+    (face, own), (carried, _) = _places(head, source), _places(head, turned)
+    (after, _), (before, width) = _places(head, driving), _places(head, rest)
+    step = (after - before) * (own / width) - (carried - face)
     zoom = (1 + step[:, 2:] / face[:, 2:]).clamp_min(1e-3).log()
     depth = soft_limit(zoom, options.zoom_limit).exp()
     aside = step[:, :2]
@@ -197,15 +201,15 @@ def _translation(
     return source.translation + face * (depth - 1) + torch.nn.functional.pad(aside, (0, 1))
 
 
-def _places(head: HeadModel, params: HeadParams) -> tuple[Tensor, Tensor, Tensor]:
-    """World places (B, 3) of the root joint and of the middle of the face, and the eye distance (B, 1), in metres.
+def _places(head: HeadModel, params: HeadParams) -> tuple[Tensor, Tensor]:
+    """World place (B, 3) of the middle of the face, and the eye distance (B, 1), in metres.
 
     A head without eye joints has its root for a face, and 1 for their distance; one without landmarks, its eyes.
     """
     joints = head.joints(params)
     if head.n_joints < 5:
-        return joints[:, 0], joints[:, 0], torch.ones_like(joints[:, 0, :1])
-    root, eyes = joints[:, 0], joints[:, 3:5].mean(1)
+        return joints[:, 0], torch.ones_like(joints[:, 0, :1])
+    eyes = joints[:, 3:5].mean(1)
     width = (joints[:, 3] - joints[:, 4]).norm(dim=-1, keepdim=True)
     if "mediapipe" in head.embeddings:
         embedding = head.embeddings["mediapipe"]
@@ -213,8 +217,9 @@ def _places(head: HeadModel, params: HeadParams) -> tuple[Tensor, Tensor, Tensor
         middle = embedding.points(head.v_template[None])[0].mean(0)
         rest_eyes = head.joint_template[3:5]
         offset = (middle - rest_eyes.mean(0)) / (rest_eyes[0] - rest_eyes[1]).norm() * width
-        eyes = eyes + (axis_angle_to_matrix(params.rotation) @ offset[..., None])[..., 0]
-    return root, eyes, width
+        turn = axis_angle_to_matrix(params.rotation) @ axis_angle_to_matrix(params.neck)
+        eyes = eyes + (turn @ offset[..., None])[..., 0]
+    return eyes, width
 
 
 def _limit_rotation(source: Tensor, target: Tensor, options: TransferOptions) -> Tensor:

@@ -32,6 +32,7 @@ def person(head: HeadModel, seed: int, frames: int = 1) -> HeadParams:
         eyes=draw(frames, 3, scale=0.1).repeat(1, 2),
         eyelids=torch.rand(frames, 2, generator=random) * 0.3,
         translation=torch.tensor([0.0, 0.0, -0.9]) + draw(frames, 3, scale=0.01),
+        neck=draw(frames, 3, scale=0.1),
     )
 
 
@@ -58,7 +59,7 @@ def test_driving_oneself_relatively_gives_the_motion_back(head):
         gaze_limit=90,
     )
     result = transfer(head, clip[0], clip, clip[0], options)
-    for name in ("shape", "expression", "jaw", "translation", "eyes"):
+    for name in ("shape", "expression", "neck", "jaw", "translation", "eyes"):
         torch.testing.assert_close(getattr(result, name), getattr(clip, name), rtol=0, atol=3e-4, msg=name)
     assert angle_between(result.rotation, clip.rotation).max() < 1e-3
 
