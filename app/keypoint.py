@@ -23,6 +23,7 @@ from ..media.files import VIDEO_SUFFIXES
 from ..media.image import load_image
 from ..media.video import VideoReader
 from ..nets.keypoints import Motion, best_frame, normalise
+from ..nets.ostnet import OstNet
 from .models import open_model
 from .options import DEFAULTS, AnimateOptions
 from .output import Picture, bar, check_paths, finish, open_output
@@ -50,6 +51,8 @@ class KeypointAnimator:
         self, source: str | Path | Picture, model: Any, *, face: int = 0, crop: bool = True, max_side: int = 1920
     ) -> None:
         self.model = model
+        self.rectifies = isinstance(model, OstNet)
+        """The model brings the driver to the source's proportions: there is no rest, and no relative motion."""
         self.problems: list[str] = []
         name = "the picture" if isinstance(source, np.ndarray) else str(source)
         self.picture = source if isinstance(source, np.ndarray) else load_image(source, max_side=max_side)
@@ -71,6 +74,15 @@ class KeypointAnimator:
         self.crop = crop
         with torch.inference_mode():
             self.state = model.encode_source(tensor(self.square.extract(self.picture)))
+
+    def read(self, image: Picture) -> Motion:
+        """The motion of a driving crop, (256, 256, 3)."""
+        with torch.inference_mode():
+            frame = tensor(image)
+            motion: Motion = (
+                self.model.read_motion(frame, self.state) if self.rectifies else self.model.read_motion(frame)
+            )
+        return motion
 
     def render(self, motion: Motion, *, crop_only: bool = False) -> Picture:
         """The picture under a motion (B = 1) in the source's terms, or only its square, (256, 256, 3)."""
@@ -109,7 +121,7 @@ def animate_keypoints(
     animator = KeypointAnimator(
         source, model, face=options.source_face, crop=not options.no_crop, max_side=options.max_side
     )
-    relative = options.motion == "relative"
+    relative = options.motion == "relative" and not animator.rectifies
     first = _rest(reader, animator, options, progress) if relative else None
     size = (SIDE, SIDE) if options.crop_only else (animator.picture.shape[0], animator.picture.shape[1])
     frames = unseen = 0
@@ -119,7 +131,7 @@ def animate_keypoints(
         closing(_sights(reader, options, animator.problems)) as sights,
     ):
         for sight in sights:
-            motion = _read(model, sight)
+            motion = animator.read(sight.image)
             first = motion if first is None else first
             motion = normalise(
                 motion,
@@ -133,7 +145,7 @@ def animate_keypoints(
             frames += 1
             unseen += sight.landmarks is None and not options.no_crop
             shown.update(1)
-    files, problems = finish(output, beside, file, driving, frames, unseen)
+    files, problems = finish(output, beside, file, driving, frames, unseen, options)
     return frames, files, [*reader.problems, *animator.problems, *problems]
 
 
@@ -203,7 +215,7 @@ def _rest(reader: VideoReader, animator: KeypointAnimator, options: AnimateOptio
             shown.update(1)
             if options.rest != "best":
                 if number == int(options.rest):
-                    return _read(animator.model, sight)
+                    return animator.read(sight.image)
                 continue
             seen = sight.landmarks
             landmarks.append(np.full((478, 2), np.nan, np.float32) if seen is None else seen[:, :2])
@@ -218,14 +230,8 @@ def _rest(reader: VideoReader, animator: KeypointAnimator, options: AnimateOptio
     with closing(_sights(reader, options, [])) as all_sights:
         for number, sight in enumerate(all_sights):
             if number == best:
-                return _read(animator.model, sight)
+                return animator.read(sight.image)
     return None
-
-
-def _read(model: Any, sight: _Sight) -> Motion:
-    with torch.inference_mode():
-        motion: Motion = model.read_motion(tensor(sight.image))
-    return motion
 
 
 def tensor(image: Picture) -> Tensor:
