@@ -85,7 +85,7 @@ def animate(
         for piece in motion.pieces(lambda: shown.update(1 - share)):
             # Before the first face is seen a frame holds that face already.
             rest = piece.params[0] if rest is None else rest
-            still = scene.portrait.params if isinstance(scene, _Still) else None
+            still = scene.portrait.params if isinstance(scene, StillSource) else None
             # One call for the piece where the source allows it: a transfer takes as long for one frame as for fifty.
             targets = None if still is None else transfer(model, still, piece.params, rest, how)
             for i, portrait in enumerate(islice(portraits, len(piece))):
@@ -98,7 +98,7 @@ def animate(
             asked += len(piece)
             if frames < asked:  # the source video is the shorter one and ends the result
                 break
-    files, problems = finish(output, beside, file, motion.path, frames, unseen)
+    files, problems = finish(output, beside, file, motion.path, frames, unseen, options)
     problems = [*motion.problems, *scene.problems, *problems]
     if motion.still and how.relative and options.rest == "first":
         problems.append(
@@ -119,7 +119,7 @@ def _check(options: AnimateOptions) -> None:
         raise InputError(f"The rest frame is 'first', 'best' or a frame number, got '{options.rest}'.")
 
 
-class _Still:
+class StillSource:
     """One picture, the same for every frame."""
 
     def __init__(self, animator: Animator) -> None:
@@ -134,13 +134,13 @@ class _Still:
             yield self.portrait
 
 
-class _Moving:
+class MovingSource:
     """A video as source: every frame is a portrait of its own, in a square that holds still.
 
-    Its frames are taken at the driving clip's rate, so that its own motion keeps its speed.
+    Its frames are taken at the driving clip's rate, so that its own motion keeps its speed; without one at its own.
     """
 
-    def __init__(self, path: Path, head: HeadModel, options: AnimateOptions, fps: Fraction) -> None:
+    def __init__(self, path: Path, head: HeadModel, options: AnimateOptions, fps: Fraction | None = None) -> None:
         self.stage = Stage(head, size=options.size, crop=not options.no_crop, model=options.model)
         self.reader = self._open(path, options, fps)
         self.fps, self.options = fps, options
@@ -151,6 +151,10 @@ class _Moving:
         return self.reader.size
 
     def portraits(self) -> Iterator[Portrait]:
+        return (portrait for portrait, _, _ in self.moments())
+
+    def moments(self) -> Iterator[tuple[Portrait, float, bool]]:
+        """Portraits, their times in seconds, and whether the face is seen in them."""
         path = self.reader.path
         fitter = VideoFitter(
             head=self.stage.head,
@@ -178,23 +182,24 @@ class _Moving:
                 if self.stage.crop:
                     held = holding.update(Crop(square.center, square.side, self.stage.size))
                     square = whole_pixels(held)
-                yield self.stage.prepare(picture, landmarks, piece.params[i], piece.camera, square)
+                portrait = self.stage.prepare(picture, landmarks, piece.params[i], piece.camera, square)
+                yield portrait, float(piece.times[i]), bool(piece.confidence[i] > 0)
         self.problems += self.reader.problems
 
     @staticmethod
-    def _open(path: Path, options: AnimateOptions, fps: Fraction) -> VideoReader:
+    def _open(path: Path, options: AnimateOptions, fps: Fraction | None) -> VideoReader:
         reader = VideoReader(path, max_side=options.max_side)
-        return reader if reader.fps == fps else VideoReader(path, max_side=options.max_side, fps=fps)
+        return reader if fps is None or reader.fps == fps else VideoReader(path, max_side=options.max_side, fps=fps)
 
 
 def _scene(
     source: str | Path | Picture | Animator, head: HeadModel, options: AnimateOptions, fps: Fraction
-) -> _Still | _Moving:
+) -> StillSource | MovingSource:
     if isinstance(source, Animator):
-        return _Still(source)
+        return StillSource(source)
     if isinstance(source, str | Path) and Path(source).suffix.lower() in VIDEO_SUFFIXES:
-        return _Moving(Path(source), head, options, fps)
-    return _Still(
+        return MovingSource(Path(source), head, options, fps)
+    return StillSource(
         Animator(
             source,
             head=head,

@@ -6,7 +6,6 @@ motion  --transfer--> target parameters --render--> crop --paste--> picture     
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,12 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..fitting.faces import check_picture, choose_face, face_of_crop, find_faces, shared_models
 from ..fitting.fit import fit_image
-from ..geom import arkit
 from ..geom.camera import Camera
 from ..geom.head import HeadModel, HeadParams, load_head
 from ..geom.rotation import axis_angle_to_matrix, euler_to_matrix, matrix_to_axis_angle, matrix_to_euler
@@ -28,6 +25,7 @@ from ..media.crop import Crop
 from ..media.errors import InputError
 from ..media.image import load_image
 from ..render.geometric import Observation
+from .edits import Edit
 from .models import GEOMETRIC, make_renderer
 from .output import Picture
 
@@ -42,8 +40,6 @@ CROP_SHIFT = 0.1
 """How far the crop's centre stands above the face's, in crop sides."""
 MAX_OUTPUT = 1536
 """Pixels: larger crops are animated at this size and enlarged where they changed."""
-MAX_TURN = 60.0
-"""Degrees that an edit may turn the head; further round, one picture shows nothing."""
 FRONTAL_LIMIT = 40.0
 """Degrees that `frontalize` turns at most, softly."""
 
@@ -207,32 +203,12 @@ class Animator:
         Raises:
             InputError: an unknown name, or an angle or weight that is out of range or not finite.
         """
-        angles = {"yaw": yaw, "pitch": pitch, "roll": roll}
-        for name, value in angles.items():
-            _check_range(name, value, MAX_TURN, "degrees")
-        _check_range("jaw", jaw, 45, "degrees")
-        for name, value in zip(("gaze (right)", "gaze (down)"), gaze, strict=True):
-            _check_range(name, value, 45, "degrees")
-        for name, value in (expression or {}).items():
-            _check_range(f"expression {name}", value, 1, "(a weight)")
-        target = self.portrait.params
-        turn = euler_to_matrix(*(torch.tensor([value]) for value in angles.values()))
-        rotation = matrix_to_axis_angle(turn @ axis_angle_to_matrix(target.rotation))
-        try:
-            units = self.head.arkit(arkit.weights_from_names(expression or {}))
-            shape_step = self.head.shape_from_controls(shape or {})
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        look = [math.radians(gaze[1]), math.radians(gaze[0]), 0.0]
-        target = target.replace(
-            rotation=rotation,
-            jaw=target.jaw + units["jaw"] + torch.tensor([[math.radians(jaw), 0, 0]]),
-            eyes=target.eyes + units["eyes"] + torch.tensor([look + look]),
-            eyelids=(target.eyelids + units["eyelids"]).clamp(-0.5, 1),
-            expression=target.expression + units["expression"],
-            shape=target.shape + shape_step,
-        )
-        return self.render(target, crop_only=crop_only)
+        edit = Edit(yaw, pitch, roll, jaw, gaze, dict(expression or {}), dict(shape or {}))
+        return self.apply(edit, crop_only=crop_only)
+
+    def apply(self, edit: Edit, *, crop_only: bool = False) -> Picture:
+        """The portrait with an edit; arguments and errors as of `edit`."""
+        return self.render(edit.apply(self.head, self.portrait.params), crop_only=crop_only)
 
     def frontalize(self, *, crop_only: bool = False) -> Picture:
         """The portrait with the face turned to the camera, softly limited to `FRONTAL_LIMIT` degrees."""
@@ -267,8 +243,3 @@ def paste(picture: Picture, crop: Crop, moved: Picture) -> Picture:
     x1, y1 = min(left + crop.size, width), min(top + crop.size, height)
     result[y0:y1, x0:x1] = moved[y0 - top : y1 - top, x0 - left : x1 - left]
     return result
-
-
-def _check_range(name: str, value: float, limit: float, unit: str) -> None:
-    if not -limit <= value <= limit:
-        raise InputError(f"{name} must be from {-limit:g} to {limit:g} {unit}, got {value:g}.")

@@ -29,6 +29,7 @@ from .train import Train
 from .unsup3d import Unsup3dCommand
 
 if TYPE_CHECKING:
+    from . import edits
     from .animator import Animator
     from .output import Picture
 
@@ -101,7 +102,7 @@ class _Still:
     """What the commands for single pictures share."""
 
     source: Portrait
-    output: Output
+    output: OutputOrFolder
     """A picture: .png, .jpg, .webp, .bmp or .tif."""
     model: str = "geometric"
     """What moves the portrait: geometric (no learned weights), or the file of a pwm model."""
@@ -115,6 +116,8 @@ class _Still:
     """Larger sources are reduced to this longer side."""
     source_face: int = 0
     """Which face, 0 = largest."""
+    provenance: bool = True
+    """Say inside the file that it is AI-generated; --no-provenance leaves the note out."""
 
     def _animator(self) -> Animator:
         from ..media.errors import InputError
@@ -139,46 +142,107 @@ class _Still:
 
     def _save(self, picture: Picture) -> None:
         from ..media.image import save_image
-        from .output import MARK
+        from .provenance import marks, sign
 
-        save_image(self.output, picture, metadata=MARK)
+        save_image(self.output, picture, metadata=marks(self.provenance))
+        if self.provenance:
+            _print_notes(sign([Path(self.output)]))
         print(self.output)
 
 
 @dataclass
 class Edit(_Still):
-    """Change pose, expression, jaw, gaze or face shape of a portrait. All values are relative to the portrait's own."""
+    """Change pose, expression, jaw, gaze or face shape of a portrait, or of every frame of a video.
 
-    yaw: float = 0.0
+    All values are relative to the face as it is (see --replace). A video keeps its frame times and its sound;
+    --keyframes also makes a video of a portrait.
+    """
+
+    source: Source
+    output: OutputOrFolder
+    """A picture; of a video source or with --keyframes a video, or a folder for PNG frames."""
+    yaw: float | None = None
     """Degrees; positive turns the face to the person's left (right in the picture)."""
-    pitch: float = 0.0
+    pitch: float | None = None
     """Degrees; positive looks down."""
-    roll: float = 0.0
+    roll: float | None = None
     """Degrees; positive tilts the head to the left of the picture."""
-    jaw: float = 0.0
+    jaw: float | None = None
     """Degrees that the jaw opens."""
-    gaze: str = "0,0"
+    gaze: str | None = None
     """Degrees right and down in the picture, as in 10,0."""
     expression: Assignments = ()
     """ARKit face units and their weights, as in mouthSmileLeft=0.8 browInnerUp=0.5; docs/usage.md lists the names."""
     shape: Assignments = ()
     """Named controls of the head and values in [-1, 1], as in jaw-width=0.5; docs/usage.md lists the names."""
+    replace: tuple[Literal["pose", "jaw", "gaze", "expression"], ...] | None = None
+    """Parts that are set to what the sliders say instead of moved by it: pose jaw gaze expression."""
+    edit: Path | None = None
+    """A saved edit (.json, .yaml); sliders given besides take the place of its own."""
+    save_edit: Path | None = None
+    """Write the edit to a file for --edit."""
+    keyframes: Path | None = None
+    """Edits at moments of time (.yaml, .json), smoothly joined; docs/studio.md shows the file."""
+    fps: float = 25.0
+    """Frames per second of a video that --keyframes makes of a portrait."""
+    smooth: float = 1.0
+    """Smoothing of the head's own motion in a video, as in animate."""
+    audio: bool = True
+    """Keep the sound of a video; --no-audio leaves it out."""
 
     def run(self) -> None:
-        gaze = _pair(self.gaze, "--gaze")
-        expression = _assignments(self.expression, "--expression")
-        shape = _assignments(self.shape, "--shape")
-        picture = self._animator().edit(
-            yaw=self.yaw,
-            pitch=self.pitch,
-            roll=self.roll,
-            jaw=self.jaw,
-            gaze=gaze,
-            expression=expression,
-            shape=shape,
+        from ..media.files import IMAGE_SUFFIXES
+        from .edits import edit_video, is_moving, load_keyframes
+
+        edit, given = self._edit()
+        if self.save_edit:
+            edit.save(self.save_edit)
+        one_frame = self.source.suffix.lower() == ".gif" and Path(self.output).suffix.lower() in IMAGE_SUFFIXES
+        if not self.keyframes and (one_frame or not is_moving(self.source)):
+            self._save(self._animator().apply(edit, crop_only=self.crop_only))
+            return
+        if self.keyframes and given:
+            from ..media.errors import InputError
+
+            raise InputError(
+                "Give --keyframes or sliders, not both: the file says what the sliders do at every moment."
+            )
+        done = edit_video(
+            self.source,
+            self.output,
+            load_keyframes(self.keyframes) if self.keyframes else edit,
+            model=self.model,
+            size=self.size,
+            max_side=self.max_side,
+            crop=not self.no_crop,
             crop_only=self.crop_only,
+            face=self.source_face,
+            smooth=self.smooth,
+            audio=self.audio,
+            fps=self.fps,
+            provenance=self.provenance,
+            progress=True,
         )
-        self._save(picture)
+        _print_notes(done.problems)
+        print(self.output)
+
+    def _edit(self) -> tuple[edits.Edit, bool]:
+        """The edit of file and flags, and whether there was any."""
+        from dataclasses import replace
+
+        from .edits import Edit as Sliders
+        from .edits import load_edit
+
+        edit = load_edit(self.edit) if self.edit else Sliders()
+        flags: dict[str, Any] = {name: getattr(self, name) for name in ("yaw", "pitch", "roll", "jaw", "replace")}
+        if self.gaze is not None:
+            flags["gaze"] = _pair(self.gaze, "--gaze")
+        for name in ("expression", "shape"):
+            found = _assignments(getattr(self, name), f"--{name}")
+            if found:
+                flags[name] = {**getattr(edit, name), **found}
+        flags = {name: value for name, value in flags.items() if value is not None}
+        return replace(edit, **flags).check(), bool(flags) or self.edit is not None
 
 
 @dataclass

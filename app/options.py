@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -45,6 +46,10 @@ class AnimateOptions:
     """Keep the driving clip's sound; --no-audio leaves it out."""
     side_by_side: bool = False
     """Also write OUT_concat.EXT: source, driving and result next to each other."""
+    save_motion: Path | None = None
+    """Also write the driver's motion as a track (.safetensors), which --driving takes in place of the clip."""
+    provenance: bool = True
+    """Say inside the file that it is AI-generated; --no-provenance leaves the note out."""
 
 
 DEFAULTS = AnimateOptions()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +20,9 @@ from ..media.sheet import side_by_side_video
 from ..media.video import FramesWriter, VideoReader, VideoWriter, open_writer
 from ..media.writer import names_a_folder
 from .options import AnimateOptions
+from .provenance import marks, sign
 
 Picture = NDArray[np.uint8]
-
-MARK = {"comment": "AI-generated: a portrait changed by headwarp"}
-"""Written into every file that the commands make."""
 
 
 def check_paths(
@@ -62,21 +61,29 @@ def open_output(
 ) -> VideoWriter | FramesWriter | PictureFile:
     """The writer for an animation of (H, W) pictures; the driving clip's sound goes along if it is wanted."""
     if _is_still(reader) and Path(output).suffix.lower() in IMAGE_SUFFIXES:
-        return PictureFile(output)
+        return PictureFile(output, marks(options.provenance))
     sound = driving if options.audio and reader is not None and reader.has_audio else None
-    return open_writer(output, size, fps, audio_from=sound, metadata=MARK)
+    return open_writer(output, size, fps, audio_from=sound, metadata=marks(options.provenance))
 
 
 def finish(
-    output: str | Path, beside: Path | None, source: str | Path | None, driving: Path, frames: int, unseen: int
+    output: str | Path,
+    beside: Path | None,
+    source: str | Path | None,
+    driving: Path,
+    frames: int,
+    unseen: int,
+    options: AnimateOptions,
 ) -> tuple[list[Path], list[str]]:
     """The side-by-side video where one is wanted: the files that were written, and what there is to say."""
     files, problems = [Path(output)], []
     if beside:
         inputs = [Path(str(source)), driving, Path(output)]
         labels = ["source", "driving", "result"]
-        side_by_side_video(inputs, beside, labels=labels, audio_from=output, metadata=MARK)
+        side_by_side_video(inputs, beside, labels=labels, audio_from=output, metadata=marks(options.provenance))
         files.append(beside)
+    if options.provenance:
+        problems += sign(files)
     if unseen:
         problems.append(f"{unseen} of {frames} driving frames show no face; the motion was carried over them.")
     return files, problems
@@ -89,8 +96,8 @@ def _is_still(reader: VideoReader | None) -> bool:
 class PictureFile:
     """One frame as a picture file, with the manners of a video writer."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, metadata: Mapping[str, str]) -> None:
+        self.path, self.metadata = path, metadata
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +107,7 @@ class PictureFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is None:
-            save_image(self.path, self.image, metadata=MARK)
+            save_image(self.path, self.image, metadata=self.metadata)
 
 
 def bar(what: str, count: int, show: bool) -> tqdm[Any]:

@@ -21,7 +21,7 @@ from PIL import Image
 from .audio import AudioCopy
 from .errors import InputError
 from .files import reserve, write_error
-from .image import save_image
+from .image import XMP, save_image
 
 VIDEO_ENDINGS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".gif")
 
@@ -89,7 +89,8 @@ class VideoWriter(_Sink):
             audio_from: a clip whose sound is taken over, if it has any; cut where the pictures end.
             audio_start: the moment of that clip, in seconds, that belongs to time 0 here.
             metadata: texts for the file's header; MP4 and MOV keep the usual keys (title, artist, comment,
-                description, copyright, ...), Matroska and WebM any, GIF none.
+                description, copyright, ...), Matroska and WebM any, GIF none. The entry `image.XMP`, an XMP packet,
+                becomes the box that MP4 and MOV have for it.
         Raises:
             InputError: unknown ending, no permission, `audio_from` is not a readable clip.
         """
@@ -110,7 +111,9 @@ class VideoWriter(_Sink):
         try:
             options = {"movflags": "+faststart"} if self._suffix in (".mp4", ".mov", ".m4v") else {}
             self._container = av.open(f"file:{self._temporary}", "w", format=_MUXER.get(self._suffix), options=options)
-            self._container.metadata.update(metadata or {})
+            texts = dict(metadata or {})
+            self._xmp = texts.pop(XMP, None) if options else None
+            self._container.metadata.update(texts)
             self._open_video()
             if audio_from is not None and self._suffix != ".gif":
                 self._audio = AudioCopy(audio_from, self._container, self._suffix, audio_start)
@@ -168,6 +171,9 @@ class VideoWriter(_Sink):
                 self._audio.feed(float(self._last + 1 / self.fps))
                 self._audio.close()
             self._container.close()
+            if self._xmp is not None:
+                with open(self._temporary, "ab") as file:
+                    file.write(_xmp_box(self._xmp.encode()))
             os.replace(self._temporary, self._target)
             self._cleanup.detach()
         except (av.error.FFmpegError, OSError) as error:
@@ -351,6 +357,14 @@ def names_a_folder(path: str | Path) -> bool:
 
 _MARK = {"Software": "headwarp"}
 _MUXER = {".m4v": "mp4", ".mkv": "matroska"}
+
+
+_XMP_BOX = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # XMP specification, part 3, 1.1.4 (ISO base media)
+
+
+def _xmp_box(packet: bytes) -> bytes:
+    """The `uuid` box of an XMP packet, which stands beside the other boxes of a file."""
+    return (24 + len(packet)).to_bytes(4, "big") + b"uuid" + _XMP_BOX + packet
 
 
 def _check_video_ending(path: Path) -> None:
