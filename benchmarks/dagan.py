@@ -100,7 +100,7 @@ def enliven(model: nn.Module) -> None:
     for name, value in model.state_dict().items():
         if name.endswith("gamma"):
             value.fill_(0.5)
-        elif value.ndim == 4 and not name.endswith("down.weight"):
+        elif value.ndim == 4 and not name.endswith(("down.weight", "original")):  # spectral norm keeps sizes by itself
             spread = (6 / value[0].numel()) ** 0.5 * (0.15 if "jacobian" in name else 1.0)
             value.copy_((torch.rand(value.shape, generator=random) * 2 - 1) * spread)
 
