@@ -88,6 +88,35 @@ def test_geometry_critics_stand_beside_pwm(batch, unsup3d):
     assert {name.split(".")[0] for name, _ in step.critic.named_parameters()} == {"geometry", "inner"}
 
 
+SMALL_NETWORKS = {
+    "kp_detector_params": {"block_expansion": 8, "max_features": 16, "num_blocks": 3},
+    "generator_params": {
+        "block_expansion": 8,
+        "max_features": 16,
+        "num_bottleneck_blocks": 1,
+        "dense_motion_params": {"block_expansion": 8, "max_features": 16, "num_blocks": 3},
+    },
+}
+
+
+@pytest.mark.parametrize("method", ["fomm", "ostnet"])
+def test_geometry_critics_stand_beside_keypoint_models(batch, unsup3d, method):
+    kind = step_class(f"{method}+geometry")
+    base = {"common_params": {"num_kp": 4}, **SMALL_NETWORKS}
+    own = {"loss_weights": {"perceptual": 0}, "geometry_params": {"model": unsup3d, "ensemble": CRITIC}}
+    if method == "fomm":
+        own["discriminator_params"] = {"block_expansion": 8, "max_features": 16, "use_kp": True}
+        own["model_params"] = base
+    else:
+        own["loss_weights"] = {"perceptual": 0, "rectified": 0}
+        own["model_params"] = {"base_params": base, "scale_transform": False, "scale_embedding": False}
+    step = kind(build(kind.Settings, own))
+    losses, critic = train_once(step, batch)
+    assert losses["geometry"] > 0
+    assert "critic_geometry" in critic
+    assert step.model.generator.first.conv.weight.grad.abs().sum() > 0
+
+
 def test_geometry_s_gradient_can_be_cut(batch, unsup3d):
     """Then depth and normals say nothing to a generator whose own losses are all off."""
     kind = step_class("g3fa")

@@ -101,7 +101,7 @@ class _Shared:
 class GeometryStep(Step):
     """Another step with critics of depth and normals beside its own; made by `with_geometry`.
 
-    What the other step shares with its critic must have the generated pictures as `image`.
+    What the other step shares with its critic must have the generated pictures as `image` or `output.image`.
     """
 
     Inner: ClassVar[type[Step]]
@@ -123,7 +123,7 @@ class GeometryStep(Step):
 
     def losses(self, batch: Batch) -> tuple[Losses, _Shared]:
         losses, shared = self.inner.losses(batch)
-        image = getattr(shared, "image", None)
+        image = getattr(getattr(shared, "output", shared), "image", None)
         if not isinstance(image, Tensor):
             raise TypeError(f"{self.Inner.__name__} shares no generated picture that geometry critics could judge.")
         head = head_of(batch)

@@ -77,7 +77,7 @@ class OstNetStep(Step):
             backbone = load_backbone(params.backbone, FIRST)
             self.perceptual = PerceptualLoss(backbone, params.scales, relative=params.relative, shrink=gaussian_pyramid)
 
-    def losses(self, batch: Batch) -> tuple[Losses, None]:
+    def losses(self, batch: Batch) -> tuple[Losses, Output]:
         source, target, amount = batch.source.image, batch.driving.image, self.settings.stretch
         driving = target
         if amount > 0:
@@ -96,7 +96,7 @@ class OstNetStep(Step):
                 losses[f"l1{name}"] = l1 * (image - target).abs().mean()
             if perceptual and self.perceptual is not None:
                 losses[f"perceptual{name}"] = perceptual * self.perceptual(image, target)
-        return losses | self._keypoint_losses(driving, state.motion, motion), None
+        return losses | self._keypoint_losses(driving, state.motion, motion), output
 
     def _keypoint_losses(self, driving: Tensor, source: Motion, motion: Motion) -> Losses:
         """Equivariance of the keypoints that are seen in the driving pictures, distances of those that move."""
