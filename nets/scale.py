@@ -78,7 +78,11 @@ class ScaleLocalisation(nn.Module):
         widths = [(8 if config.distance_vectors else 4) * num_kp, *config.hidden, config.code]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+            layer = nn.Linear(fan_in, fan_out)
+            # He et al. (2015). With torch's default the code would be small, and what begins with 0 behind it slow.
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+            layers += [layer, nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, source: Tensor, driving: Tensor) -> Tensor:
