@@ -5,19 +5,22 @@ driving clip --track, fit--> head parameters --transfer--> target parameters --r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
 from ..fitting.fit import VideoFitter
+from ..fitting.track_file import TrackWriter
 from ..geom.camera import Camera
 from ..geom.head import HeadModel
+from ..geom.track import FaceTrack
 from ..geom.transfer import TransferOptions, transfer
 from ..media.crop import BoxSmoother, Crop
 from ..media.errors import InputError
-from ..media.files import VIDEO_SUFFIXES
+from ..media.files import VIDEO_SUFFIXES, protect, write_error
 from ..media.video import VideoReader
 from .animator import Animator, Picture, Portrait, Stage, shared_head, whole_pixels
 from .driving import HeadMotion
@@ -43,6 +46,7 @@ def animate(
     options: AnimateOptions = DEFAULTS,
     *,
     head: HeadModel | str = "open",
+    fitted: Path | None = None,
     progress: bool = False,
 ) -> Animated:
     """Make the face of `source` follow the one of `driving`.
@@ -50,10 +54,11 @@ def animate(
     Args:
         source: a picture (file or (H, W, 3) uint8 array), a video file, or an `Animator` (whose crop, size and face are
             taken then, and whose model moves it).
-        driving: a video, a folder of frames, a picture, or a saved track (.safetensors).
+        driving: a video, a folder of frames, a picture, a saved track (.safetensors) or an ARKit table (.csv).
         output: a video file, or a folder for PNG frames.
         options: see `AnimateOptions`.
         head: head model, or its name or path; of an `Animator` its own.
+        fitted: the driving video's track, where `options.save_motion` wrote it before; spares the fit.
         progress: show a bar on stderr.
     Raises:
         InputError: unreadable input, no face, or the output cannot be written; nothing is left behind then.
@@ -67,7 +72,9 @@ def animate(
     if isinstance(source, Animator):
         head = source.head
     model = shared_head(head) if isinstance(head, str) else head
-    motion = HeadMotion(Path(driving), model, options)
+    motion = HeadMotion(Path(driving), model, options, fitted)
+    if options.save_motion:
+        protect([motion.path, *([source] if isinstance(source, str | Path) else [])], options.save_motion)
     file = source if isinstance(source, str | Path) else None
     beside = check_paths(file, motion.path, motion.reader, output, options)
     scene = _scene(source, model, options, motion.fps)
@@ -76,15 +83,17 @@ def animate(
     size = (scene.stage.size, scene.stage.size) if options.crop_only else scene.size
     with (
         open_output(output, size, motion.path, motion.reader, motion.fps, options) as writer,
+        _saved(options.save_motion) as keep,
         bar("animate", motion.count, progress) as shown,
     ):
         rest = motion.rest(progress)
         portraits = scene.portraits()
         # A frame counts half when it is read and fitted, which happens for many at once, and half when it is written.
-        share = 0.5 if motion.reader else 1.0
+        share = 0.5 if motion.track is None else 1.0
         for piece in motion.pieces(lambda: shown.update(1 - share)):
             # Before the first face is seen a frame holds that face already.
             rest = piece.params[0] if rest is None else rest
+            keep(piece)
             still = scene.portrait.params if isinstance(scene, StillSource) else None
             # One call for the piece where the source allows it: a transfer takes as long for one frame as for fifty.
             targets = None if still is None else transfer(model, still, piece.params, rest, how)
@@ -108,7 +117,24 @@ def animate(
     return Animated(files, frames, problems)
 
 
+@contextmanager
+def _saved(path: Path | None) -> Iterator[Callable[[FaceTrack], object]]:
+    """What takes the pieces of a track; the file is there when the block has ended well."""
+    if path is None:
+        yield lambda piece: None
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TrackWriter(path.parent) as writer:
+            yield writer.add
+            writer.save(path)
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
 def _check(options: AnimateOptions) -> None:
+    if options.save_motion and options.save_motion.suffix != ".safetensors":
+        raise InputError(f"A saved motion ends in .safetensors, got {options.save_motion}.")
     if not 0 <= options.strength <= 3:
         raise InputError(f"The strength must be from 0 to 3, got {options.strength:g}.")
     if not 0 <= options.smooth <= 100:

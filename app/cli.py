@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 Source = Annotated[Path, arg(aliases=["-s"], help="Portrait, or a video to be re-animated.")]
 Portrait = Annotated[Path, arg(aliases=["-s"], help="Picture of a face.")]
 Driving = Annotated[
-    Path, arg(aliases=["-d"], help="Video, folder of frames, picture, or a saved track (.safetensors).")
+    Path,
+    arg(aliases=["-d"], help="Video, folder of frames, picture, track (.safetensors) or ARKit table (.csv)."),
 ]
 Output = Annotated[Path, arg(aliases=["-o"])]
 OutputOrFolder = Annotated[str, arg(aliases=["-o"], metavar="PATH")]  # a Path would lose the closing slash

@@ -1,4 +1,4 @@
-"""The driving clip as head parameters: a video that is fitted as it is read, or a saved track."""
+"""The driving clip as head parameters: a video that is fitted as it is read, a saved track or an ARKit table."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ..fitting.fit import VideoFitter
+from ..fitting.formats import import_track
 from ..geom.head import HeadModel, HeadParams
 from ..geom.rotation import axis_angle_to_matrix, matrix_to_euler
 from ..geom.track import FaceTrack
@@ -17,6 +18,10 @@ from ..media.files import read_error
 from ..media.video import Frame, VideoReader
 from .options import AnimateOptions
 from .output import bar
+
+TRACK_SUFFIXES = (".safetensors", ".csv")
+"""Motion without pictures."""
+_PIECE = 64
 
 
 @dataclass(frozen=True)
@@ -29,22 +34,31 @@ class Step:
 
 
 class HeadMotion:
-    """The driving clip as head parameters, frame by frame; can be read more than once."""
+    """The driving clip as head parameters, frame by frame; can be read more than once.
 
-    def __init__(self, path: Path, head: HeadModel, options: AnimateOptions) -> None:
+    Args:
+        path: a video, a folder of frames, a picture, a track (.safetensors) or an ARKit table (.csv).
+        head: the model that moves.
+        options: see `AnimateOptions`.
+        fitted: the track of the video, from an earlier `save_motion`; spares the fit.
+    """
+
+    def __init__(self, path: Path, head: HeadModel, options: AnimateOptions, fitted: Path | None = None) -> None:
         self.path, self.head, self.options = path, head, options
         self.problems: list[str] = []
         self.reader: VideoReader | None = None
         self.track: FaceTrack | None = None
-        if path.suffix.lower() == ".safetensors":
-            if fault := read_error(path):
+        file = fitted or path
+        suffix = file.suffix.lower()
+        if suffix in TRACK_SUFFIXES:
+            if fault := read_error(file):
                 raise fault
             try:
-                self.track = FaceTrack.load(path)
+                self.track = FaceTrack.load(file) if suffix == ".safetensors" else import_track(file, head)
                 self.track.check(head)
             except ValueError as error:
                 raise InputError(str(error)) from None
-        else:
+        if path.suffix.lower() not in TRACK_SUFFIXES:
             self.reader = VideoReader(path, max_side=1280)
 
     @property
@@ -68,9 +82,14 @@ class HeadMotion:
 
     def pieces(self, beat: Callable[[], object]) -> Iterator[FaceTrack]:
         """The fitted clip, some frames at a time; `beat` is called for every frame that was read."""
-        if self.reader is None:
-            yield self.track_of_file
+        if self.track is not None:
+            for start in range(0, len(self.track), _PIECE):
+                piece = self.track[start : start + _PIECE]
+                for _ in range(len(piece)):
+                    beat()
+                yield piece
             return
+        assert self.reader is not None
         fitter = VideoFitter(
             head=self.head,
             fps=float(self.reader.fps),

@@ -14,7 +14,7 @@ A file of an edit holds the fields of `Edit`, one of keyframes looks so (JSON or
       - {time: 3}
 
 Between keyframes every slider follows a monotone cubic (Fritsch and Carlson 1980): smooth, never beyond the values that
-were asked for, and at rest at its turning points.
+were asked for, and at rest at its ends and turning points.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ class Keyframes:
         rows = [_values(edit) for edit in self.edits]
         names = list(dict.fromkeys(name for row in rows for name in row))
         table = np.array([[row.get(name, 0.0) for name in names] for row in rows])
-        return names, PchipInterpolator(self.times, table)
+        # One more moment like the first and like the last: the curve leaves and arrives at rest.
+        times = [self.times[0] - 1, *self.times, self.times[-1] + 1]
+        return names, PchipInterpolator(times, np.concatenate([table[:1], table, table[-1:]]))
 
 
 def load_edit(path: str | Path) -> Edit:

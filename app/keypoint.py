@@ -24,6 +24,7 @@ from ..media.image import load_image
 from ..media.video import VideoReader
 from ..nets.keypoints import Motion, best_frame, normalise
 from ..nets.ostnet import OstNet
+from .driving import TRACK_SUFFIXES
 from .models import open_model
 from .options import DEFAULTS, AnimateOptions
 from .output import Picture, bar, check_paths, finish, open_output
@@ -151,8 +152,10 @@ def animate_keypoints(
 
 def _check(source: str | Path | Picture, driving: Path, options: AnimateOptions) -> None:
     name = options.model
-    if driving.suffix.lower() == ".safetensors":
-        raise InputError(f"{name} is a keypoint model: it needs the driver's pictures, a saved track has none.")
+    if driving.suffix.lower() in TRACK_SUFFIXES:
+        raise InputError(f"{name} is a keypoint model: it needs the driver's pictures, {driving.name} has none.")
+    if options.save_motion:
+        raise InputError(f"{name} is a keypoint model: it fits no head, so there is no motion to save.")
     if isinstance(source, str | Path) and Path(source).suffix.lower() in VIDEO_SUFFIXES:
         raise InputError(f"{name} is a keypoint model: its source is a picture; videos move with --model geometric.")
     for flag, given, default in (

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,10 +31,11 @@ _TURNS = ("Yaw", "Pitch", "Roll")
 _UNITS = [name[0].upper() + name[1:] for name in arkit.NAMES]
 _COLUMNS = [*_UNITS, *(f"{part}{turn}" for part in ("Head", "LeftEye", "RightEye") for turn in _TURNS)]
 _DISTANCE = 0.9
+_RATES = (24.0, 25.0, 30.0, 50.0, 60.0, 120.0)
 
 
 def read(path: Path, head: HeadModel, known: Known) -> FaceTrack:
-    """The track of a CSV; its time codes give the frame rate where they have fractions."""
+    """The track of a CSV; its time codes give the frame rate where they rise."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         lines = list(csv.DictReader(file))
     if not lines or any(name not in lines[0] for name in _UNITS[:-1]):
@@ -42,6 +44,8 @@ def read(path: Path, head: HeadModel, known: Known) -> FaceTrack:
     def column(name: str) -> Tensor:
         return torch.tensor([float(line.get(name) or 0) for line in lines])
 
+    codes = [line.get("Timecode") or "" for line in lines]
+    known = replace(known, fps=_rate(codes, known.fps))
     units = torch.stack([column(name) for name in _UNITS], 1)
     angles = torch.stack([column(f"Head{turn}") for turn in _TURNS], 1)
     params = HeadParams.zeros(head, len(lines))
@@ -57,7 +61,7 @@ def read(path: Path, head: HeadModel, known: Known) -> FaceTrack:
         known,
         size,
         blendshapes=units,
-        times=_times([line.get("Timecode") or "" for line in lines], known.fps),
+        times=_times(codes, known.fps),
     )
 
 
@@ -78,6 +82,15 @@ def _timecode(time: float, fps: float) -> str:
     whole = math.floor(time + 1e-9)
     frame = max(0.0, (time - whole) * fps)
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}:{frame:06.3f}"
+
+
+def _rate(codes: list[str], fps: float) -> float:
+    """Frames per second: `fps`, or the next usual rate at which a second has all the frames that are counted."""
+    try:
+        highest = max(float(code.split(":")[3]) for code in codes)
+    except (ValueError, IndexError):
+        return fps
+    return next((rate for rate in (fps, *_RATES) if rate > highest and rate >= fps), fps)
 
 
 def _times(codes: list[str], fps: float) -> Tensor:
