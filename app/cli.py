@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .animator import Animator
     from .output import Picture
 
-Source = Annotated[Path, arg(aliases=["-s"], help="Portrait, or a video to be re-animated.")]
+Source = Annotated[Path, arg(aliases=["-s"], help="Portrait, video to be re-animated, or a folder of them.")]
 Portrait = Annotated[Path, arg(aliases=["-s"], help="Picture of a face.")]
 Driving = Annotated[
     Path,
@@ -81,7 +81,8 @@ class Animate(AnimateOptions):
     """Make the face of a portrait follow a driving video.
 
     Both faces are found, cropped and fitted by themselves; the result is pasted back into the whole picture and keeps
-    the driving clip's frame times and audio.
+    the driving clip's frame times and audio. With a folder of portraits, or of clips, every pair is made; results that
+    are there are kept, and index.html shows them all.
     """
 
     source: Source
@@ -91,7 +92,17 @@ class Animate(AnimateOptions):
 
     def run(self) -> None:
         from .animate import animate
+        from .batch import animate_all, is_batch
 
+        if is_batch(self.source, self.driving):
+            folder = Path(self.output)
+            results = animate_all(self.source, self.driving, folder, self, progress=True)
+            for result in results:
+                _print_notes([f"{result.pair.name}: {problem}" for problem in result.problems])
+            print(folder / "index.html")
+            if any(result.file is None for result in results):
+                raise SystemExit(1)
+            return
         done = animate(self.source, self.driving, self.output, self, progress=True)
         _print_notes(done.problems)
         for path in done.files:
