@@ -29,7 +29,6 @@ from .train import Train
 from .unsup3d import Unsup3dCommand
 
 if TYPE_CHECKING:
-    from . import edits
     from .animator import Animator
     from .output import Picture
 
@@ -203,22 +202,27 @@ class Edit(_Still):
     """Keep the sound of a video; --no-audio leaves it out."""
 
     def run(self) -> None:
-        from ..media.files import IMAGE_SUFFIXES
-        from .edits import edit_video, is_moving, load_keyframes
+        flags = self._flags()  # before anything heavy is loaded: mistakes are told at once
+        from dataclasses import replace
 
-        edit, given = self._edit()
+        from ..media.errors import InputError
+        from ..media.files import IMAGE_SUFFIXES
+        from .edits import Edit as Sliders
+        from .edits import edit_video, is_moving, load_edit, load_keyframes
+
+        if self.keyframes and (flags or self.edit):
+            raise InputError("Give --keyframes or sliders, not both: the file says what the sliders do over time.")
+        edit = load_edit(self.edit) if self.edit else Sliders()
+        for name in ("expression", "shape"):
+            if name in flags:
+                flags[name] = {**getattr(edit, name), **flags[name]}
+        edit = replace(edit, **flags).check()
         if self.save_edit:
             edit.save(self.save_edit)
         one_frame = self.source.suffix.lower() == ".gif" and Path(self.output).suffix.lower() in IMAGE_SUFFIXES
         if not self.keyframes and (one_frame or not is_moving(self.source)):
             self._save(self._animator().apply(edit, crop_only=self.crop_only))
             return
-        if self.keyframes and given:
-            from ..media.errors import InputError
-
-            raise InputError(
-                "Give --keyframes or sliders, not both: the file says what the sliders do at every moment."
-            )
         done = edit_video(
             self.source,
             self.output,
@@ -238,23 +242,13 @@ class Edit(_Still):
         _print_notes(done.problems)
         print(self.output)
 
-    def _edit(self) -> tuple[edits.Edit, bool]:
-        """The edit of file and flags, and whether there was any."""
-        from dataclasses import replace
-
-        from .edits import Edit as Sliders
-        from .edits import load_edit
-
-        edit = load_edit(self.edit) if self.edit else Sliders()
+    def _flags(self) -> dict[str, Any]:
+        """The sliders that were given."""
         flags: dict[str, Any] = {name: getattr(self, name) for name in ("yaw", "pitch", "roll", "jaw", "replace")}
-        if self.gaze is not None:
-            flags["gaze"] = _pair(self.gaze, "--gaze")
+        flags["gaze"] = None if self.gaze is None else _pair(self.gaze, "--gaze")
         for name in ("expression", "shape"):
-            found = _assignments(getattr(self, name), f"--{name}")
-            if found:
-                flags[name] = {**getattr(edit, name), **found}
-        flags = {name: value for name, value in flags.items() if value is not None}
-        return replace(edit, **flags).check(), bool(flags) or self.edit is not None
+            flags[name] = _assignments(getattr(self, name), f"--{name}") or None
+        return {name: value for name, value in flags.items() if value is not None}
 
 
 @dataclass

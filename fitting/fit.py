@@ -11,6 +11,7 @@ show the face and then kept, so that a clip is solved in one pass and the parame
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -283,6 +284,27 @@ class LiveFitter:
         self._last_seen: Observations | None = None
         self._crops = BoxSmoother()
 
+    @property
+    def frames_seen(self) -> int:
+        """Frames with a face so far, up to `SETTLE_FRAMES`, when the person is settled."""
+        return len(self._faces)
+
+    def again(self, track: FaceTrack) -> FaceTrack:
+        """A track of this fitter, solved by what is known of the person by now: the person's parameters shift when the
+        identity settles, and frames are comparable only within one identity."""
+        assert self._settled is not None
+        seen = Observations(track.landmarks.numpy(), track.blendshapes.numpy(), track.confidence.numpy())
+        return dataclasses.replace(track, params=self.solver.params(self._alone(seen), self._settled[1]))
+
+    def _alone(self, seen: Observations) -> State:
+        """Frames solved without their neighbours."""
+        assert self._settled is not None
+        view, person = self._settled
+        _, state = self.solver.start(seen.landmarks, seen.units, view)
+        state, _ = self.solver.solve(seen.landmarks, seen.units, view, state, person, pose_only=True, iterations=4)
+        state, _ = self.solver.solve(seen.landmarks, seen.units, view, state, person, iterations=10)
+        return state
+
     def update(self, image: Picture, time: float = 0.0) -> FaceTrack | None:
         """The fit of the newest frame: a track of one frame; None as long as no face has been seen.
 
@@ -310,6 +332,7 @@ class LiveFitter:
                 chosen = chosen[_most_different(chosen, _SETTLED_ON)]
                 view, _, person = settle(self.solver, chosen, offsets=True, size=(image.shape[0], image.shape[1]))
                 self._settled = view, person
+                self._last = self._alone(seen)  # the state so far belongs to the first guess
         view, person = self._settled
         assert self._last is not None
         self._last_seen = seen
