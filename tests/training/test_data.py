@@ -290,6 +290,11 @@ def test_a_mixture_keeps_its_proportions(pictures, fitted):
     assert Batch.cat([known, known]).source.known() == {"image", "params", "camera", "landmarks"}
     assert Batch.cat([known, unknown]).source.known() == {"image"}
     assert set(open_held_out(settings, Request((16, 16)), 4)) == {"test-pictures"}
+    # A clip to hold out need not be in every source.
+    held = replace(settings, hold_out=HoldOut(clips=("train/id1#a#1",)))
+    fewer = open_training(held, Request((16, 16)))
+    assert isinstance(fewer, Mixture)
+    assert [len(s) for s in fewer.sources] == [len(source.sources[0]) - 1, len(source.sources[1])]
     with pytest.raises(InputError, match=r"needs fitted heads, and train/id0#a#1 of pictures has no clip\.safetensors"):
         open_training(settings, Request((16, 16), needs=HEADS))
 

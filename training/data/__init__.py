@@ -9,7 +9,7 @@ from ...geom.head import load_head
 from ...media.errors import InputError
 from ...nets.config import build
 from ..config import DatasetParams, SourceParams
-from .clips import HEAD_FIELDS, Clip, HeldOutClips, TrainingClips, check_clips, divide, find_clips
+from .clips import HEAD_FIELDS, Clip, HeldOutClips, TrainingClips, check_clips, check_hold_out, divide, find_clips
 from .frames import FrameStore
 from .shards import shard_clips
 from .source import Mixture, Request, Source, Split
@@ -29,7 +29,9 @@ def open_training(params: DatasetParams, request: Request) -> Source:
             "Leave it out of dataset_params.augmentation_params.flip_param."
         )
     found = params.all_sources()
-    sources = [_training_source(source, params, request) for source in found]
+    clips = {number: _clips(source, params) for number, source in enumerate(found) if source.synthetic is None}
+    check_hold_out([clip for some in clips.values() for clip in some], params.hold_out)
+    sources = [_training_source(source, clips.get(number, []), params, request) for number, source in enumerate(found)]
     return sources[0] if len(sources) == 1 else Mixture(sources, [source.weight for source in found])
 
 
@@ -50,12 +52,12 @@ def open_held_out(params: DatasetParams, request: Request, samples: int) -> dict
     return sets
 
 
-def _training_source(source: SourceParams, params: DatasetParams, request: Request) -> Source:
+def _training_source(source: SourceParams, clips: list[Clip], params: DatasetParams, request: Request) -> Source:
     if source.synthetic is not None:
         return _synthetic(source.synthetic, request, "train")
-    clips, _ = divide(_clips(source, params), params.hold_out)
-    check_clips(clips, request, _label(source))
-    return TrainingClips(clips, params, request, _label(source))
+    train, _ = divide(clips, params.hold_out)
+    check_clips(train, request, _label(source))
+    return TrainingClips(train, params, request, _label(source))
 
 
 def _held_out_sources(source: SourceParams, params: DatasetParams, request: Request, samples: int) -> dict[str, Source]:

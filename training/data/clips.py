@@ -241,12 +241,9 @@ def divide(clips: Sequence[Clip], hold_out: HoldOut) -> tuple[list[Clip], list[C
     """Clips to train on, and whole clips that are held out.
 
     Raises:
-        InputError: `hold_out.clips` names a clip that is not there, or nothing is left to train on.
+        InputError: nothing is left to train on.
     """
     wanted = set(_names(hold_out.clips))
-    known = {name for clip in clips for name in _aliases(clip)}
-    for name in sorted(wanted - known):
-        raise InputError(f"dataset_params.hold_out.clips: there is no clip {name} in the data set.")
     train: list[Clip] = []
     test: list[Clip] = []
     for clip in clips:
@@ -255,6 +252,13 @@ def divide(clips: Sequence[Clip], hold_out: HoldOut) -> tuple[list[Clip], list[C
     if not train:
         raise InputError("All clips are held out (test/ or dataset_params.hold_out.clips); none is left to train on.")
     return train, test
+
+
+def check_hold_out(clips: Sequence[Clip], hold_out: HoldOut) -> None:
+    """InputError where `hold_out.clips` names a clip that none of the sources has."""
+    known = {name for clip in clips for name in _aliases(clip)}
+    for name in sorted(set(_names(hold_out.clips)) - known):
+        raise InputError(f"dataset_params.hold_out.clips: there is no clip {name} in the data.")
 
 
 def _aliases(clip: Clip) -> tuple[str, str]:
