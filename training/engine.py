@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Generator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ class Trainer:
                 self.clock.mark("other")
                 self.clock.lap()
         finally:
+            batches.close()
             report.close()
         if self.fabric.is_global_zero:
             finished.touch()
@@ -223,7 +225,7 @@ class Trainer:
         self._tell(f"Going on with {self.folder} after {progress.step} steps.")
         return progress
 
-    def _batches(self) -> Any:
+    def _batches(self) -> Generator[Batch]:
         dealer = Dealer(
             self.progress.step,
             self.iterations,

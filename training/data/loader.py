@@ -7,7 +7,7 @@ epoch visits every clip once, in an order of its own. How samples are dealt to p
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import lru_cache
 
 import cv2
@@ -72,8 +72,8 @@ class Dealer:
                 yield list(range(first, first + self._part))
 
 
-def load(source: Source, seed: int, dealer: Dealer, *, workers: int, pin: bool) -> Iterator[Batch]:
-    """The batches of a process, pictures uint8 on the CPU. Workers begin at once.
+def load(source: Source, seed: int, dealer: Dealer, *, workers: int, pin: bool) -> Generator[Batch]:
+    """The batches of a process, pictures uint8 on the CPU. Workers begin at once; closing the generator ends them.
 
     Args:
         source, seed: what the samples are made of.
@@ -95,11 +95,16 @@ def load(source: Source, seed: int, dealer: Dealer, *, workers: int, pin: bool) 
     return _raised(iter(loader))
 
 
-def _raised(batches: Iterator[Batch | InputError]) -> Iterator[Batch]:
-    for batch in batches:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+def _raised(batches: Iterator[Batch | InputError]) -> Generator[Batch]:
+    try:
+        for batch in batches:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    finally:
+        # Ends the workers now. They ignore SIGTERM, so an exit that still waits for them would wait for ever, and the
+        # traceback of an error would keep them until then.
+        del batches
 
 
 def held_out(source: Source, count: int) -> list[Batch]:
