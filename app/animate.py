@@ -69,6 +69,8 @@ def animate(
 
         frames, files, problems = animate_keypoints(source, Path(driving), output, options, progress=progress)
         return Animated(files, frames, problems)
+    if options.explain:
+        raise InputError("--explain shows what a keypoint model does; name one with --model.")
     if isinstance(source, Animator):
         head = source.head
     model = shared_head(head) if isinstance(head, str) else head

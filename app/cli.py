@@ -314,8 +314,12 @@ class ConvertTrack:
 class Bench:
     """Measure speed on this machine, as ratios against a peer in the same run."""
 
-    what: Annotated[Literal["raster", "warp", "fit", "dataset", "animate", "fidelity", "pwm"], Positional]
-    """raster, warp: the kernels. fit, dataset, animate: whole stages. fidelity: does the result do what was asked?"""
+    what: Annotated[
+        Literal["raster", "warp", "fit", "dataset", "animate", "fidelity", "pwm", "dagan", "g3fa", "unsup3d", "scale"],
+        Positional,
+    ]
+    """raster, warp: the kernels. fit, dataset, animate: whole stages. fidelity: does the result do what was asked?
+    pwm, dagan, g3fa, unsup3d, scale: speed of the networks, and what small trainings of them reach."""
     real: Path | None = None
     """Folder with `portraits/` and `clips/` of real footage; the examples of the package if absent."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None

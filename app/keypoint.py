@@ -20,11 +20,13 @@ from ..fitting.faces import FaceTracker, check_picture, choose_face, face_of_cro
 from ..media.crop import BoxSmoother, Crop
 from ..media.errors import InputError
 from ..media.files import VIDEO_SUFFIXES
-from ..media.image import load_image
+from ..media.image import load_image, save_image
 from ..media.video import VideoReader
+from ..nets.generator import Output
 from ..nets.keypoints import Motion, best_frame, normalise
 from ..nets.ostnet import OstNet
 from .driving import TRACK_SUFFIXES
+from .explain import explain, explained
 from .models import open_model
 from .options import DEFAULTS, AnimateOptions
 from .output import Picture, bar, check_paths, finish, open_output
@@ -85,10 +87,19 @@ class KeypointAnimator:
             )
         return motion
 
+    def move(self, motion: Motion) -> Output:
+        """What the network makes of a motion (B = 1) in the source's terms."""
+        with torch.inference_mode():
+            output: Output = self.model.render(self.state, motion)
+        return output
+
     def render(self, motion: Motion, *, crop_only: bool = False) -> Picture:
         """The picture under a motion (B = 1) in the source's terms, or only its square, (256, 256, 3)."""
-        with torch.inference_mode():
-            image = self.model.render(self.state, motion).image[0]
+        return self.picture_of(self.move(motion), crop_only=crop_only)
+
+    def picture_of(self, output: Output, *, crop_only: bool = False) -> Picture:
+        """The whole picture, or only its square, (256, 256, 3)."""
+        image = output.image[0]
         moved = (image.permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         if crop_only or (self.picture.shape == moved.shape and not self.crop):
             return moved
@@ -118,7 +129,7 @@ def animate_keypoints(
     reader = VideoReader(driving, max_side=1280)
     file = source if isinstance(source, str | Path) else None
     beside = check_paths(file, driving, reader, output, options)
-    model = open_model(options.model)
+    model: Any = open_model(options.model)
     animator = KeypointAnimator(
         source, model, face=options.source_face, crop=not options.no_crop, max_side=options.max_side
     )
@@ -132,17 +143,29 @@ def animate_keypoints(
         closing(_sights(reader, options, animator.problems)) as sights,
     ):
         for sight in sights:
-            motion = animator.read(sight.image)
-            first = motion if first is None else first
+            seen = animator.read(sight.image)
+            first = seen if first is None else first
             motion = normalise(
-                motion,
+                seen,
                 first,
                 animator.state.motion,
                 relative=relative,
                 jacobian=options.jacobian,
                 adapt_scale=options.adapt_scale,
             )
-            writer.write(animator.render(motion, crop_only=options.crop_only), sight.time)
+            made = animator.move(motion)
+            writer.write(animator.picture_of(made, crop_only=options.crop_only), sight.time)
+            if options.explain:
+                told = explain(
+                    model.generator,
+                    animator.state,
+                    motion,
+                    made,
+                    driving=tensor(sight.image),
+                    seen=seen,
+                    query=options.explain_at,
+                )
+                save_image(options.explain / f"{frames:07d}.png", explained(told))
             frames += 1
             unseen += sight.landmarks is None and not options.no_crop
             shown.update(1)
@@ -166,6 +189,10 @@ def _check(source: str | Path | Picture, driving: Path, options: AnimateOptions)
             raise InputError(
                 f"{name} is a keypoint model: its motion cannot be taken apart by {flag}; --model geometric can."
             )
+
+    at = options.explain_at
+    if at and not (0 <= at[0] < SIDE and 0 <= at[1] < SIDE):
+        raise InputError(f"--explain-at must be a pixel of {SIDE} x {SIDE}, got {at[0]:g} {at[1]:g}.")
 
 
 def _sights(reader: VideoReader, options: AnimateOptions, problems: list[str]) -> Generator[_Sight]:

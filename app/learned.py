@@ -52,14 +52,12 @@ class PwmRenderer:
 
     Args:
         head: whose parameters drive it.
-        model: the network, in evaluation mode; its spectral norms are folded into the weights.
+        model: the network, in evaluation mode.
     Raises:
         ValueError: the network's codes belong to another head.
     """
 
     def __init__(self, head: HeadModel, model: Pwm) -> None:
-        if model.config.spectral_norm:
-            model.fold()
         self.model, self.guide = model, Guide(head, model.config)
         self.size = model.config.size, model.config.size
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..geom.head import HeadModel, HeadParams
 from ..media.errors import InputError
+from ..nets.inference import optimise
 from ..nets.model_file import load_model, read_header
 from ..render.geometric import GeometricRenderer, Observation
 
@@ -36,7 +37,7 @@ class Renderer(Protocol):
 
 @cache
 def open_model(name: str) -> nn.Module | None:
-    """The model of a file, loaded once per process; None for the geometric animator.
+    """The model of a file, loaded once per process and made ready for use; None for the geometric animator.
 
     Raises:
         InputError: there is no such file, or it holds no model that moves portraits.
@@ -48,7 +49,7 @@ def open_model(name: str) -> nn.Module | None:
         if method not in (*HEAD_METHODS, *KEYPOINT_METHODS):
             usable = ", ".join((*HEAD_METHODS, *KEYPOINT_METHODS))
             raise InputError(f"{name} is a model of the kind '{method}', which moves no portraits; {usable} do.")
-        return load_model(name)
+        return optimise(load_model(name))
     except (FileNotFoundError, ValueError) as error:
         raise InputError(str(error)) from None
 

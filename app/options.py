@@ -30,6 +30,11 @@ class AnimateOptions:
     """Keypoint models: movements grow or shrink with the size of the face; the others always do so."""
     jacobian: bool = True
     """Keypoint models: --no-jacobian keeps the driver's local affine maps in relative motion."""
+    explain: Path | None = None
+    """Keypoint models: a folder for one picture a frame of what the network saw and did: keypoints, depth, occlusion,
+    the warped source, attention."""
+    explain_at: tuple[float, float] | None = None
+    """Pixel x y of the 256 x 256 result whose attention --explain shows; by default its middle."""
     crop_only: bool = False
     """Write the animated face crop, without pasting it back."""
     no_crop: bool = False

@@ -103,6 +103,18 @@ def test_fomm_writes_what_its_network_computes(lab: SimpleNamespace, crop: Path,
             assert np.abs(load_image(made) - wanted.numpy()).max() < 1
 
 
+def test_a_keypoint_model_explains_itself(lab: SimpleNamespace, crop: Path, fomm: Path, tmp_path: Path):
+    done = lab.headwarp(
+        "animate", "-s", crop, "-d", crop, "-o", tmp_path / "a.png", "--model", fomm, "--no-crop",
+        "--explain", tmp_path / "why",
+    )  # fmt: skip
+    assert done.code == 0, done
+    (page,) = (tmp_path / "why").iterdir()
+    assert load_image(page).shape[1] > 5 * 256  # keypoints of source, driver and result, warped source, occlusion ...
+    said = lab.refused("animate", "-s", crop, "-d", crop, "-o", tmp_path / "b.png", "--explain", tmp_path / "no")
+    assert "keypoint model" in said
+
+
 def test_at_rest_relative_motion_moves_nothing(lab: SimpleNamespace, crop: Path, fomm: Path, tmp_path: Path):
     """The first driving frame is the rest: the source's own keypoints, whatever the driver's are."""
     outs = []
