@@ -324,11 +324,21 @@ class Bench:
     """Folder with `portraits/` and `clips/` of real footage; the examples of the package if absent."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
     """Folder for the numbers (.json) and contact sheets."""
+    full: bool = False
+    """fit: 200 synthetic heads and 20 clips instead of a few."""
+    cache: Path | None = None
+    """fit: a folder that keeps the synthetic pictures for the next time."""
 
     def run(self) -> None:
         import importlib
 
-        importlib.import_module(f"..benchmarks.{self.what}", __package__).main(real=self.real, output=self.output)
+        from ..media.errors import InputError
+
+        more = {"full": self.full, "cache": self.cache} if self.what == "fit" else {}
+        if not more and (self.full or self.cache):
+            raise InputError("--full and --cache are options of `headwarp bench fit`.")
+        benchmark = importlib.import_module(f"..benchmarks.{self.what}", __package__)
+        benchmark.main(real=self.real, output=self.output, **more)
 
 
 @dataclass

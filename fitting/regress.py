@@ -345,6 +345,6 @@ def _picture(image: Picture, crop: Tensor) -> Tensor:
     return _tensor(cv2.warpAffine(image, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT))
 
 
-def _tensor(image: Picture) -> Tensor:
+def _tensor(image: np.ndarray) -> Tensor:
     """(3, H, W) in [0, 1]."""
     return torch.from_numpy(image).permute(2, 0, 1).float() / 255
