@@ -27,7 +27,7 @@ import numpy as np
 
 from ..assets import example
 from ..fitting.options import FitOptions
-from ..fitting.regress import open_fitter
+from ..fitting.regress import Choice, open_fitter
 from ..fitting.track_file import TrackWriter
 from ..fitting.tubes import TubeFinder, square_crop
 from ..media.files import list_videos
@@ -72,7 +72,7 @@ def stages(clip: Path, folder: Path) -> dict[str, float]:
     """CPU milliseconds a frame of each stage, and what they make together."""
     clock, reader = Clock(), VideoReader(clip)
     finder, fps = TubeFinder(), float(reader.fps)
-    fitter = open_fitter("open", "none", "landmarks", 1.0, fps, clip.name)
+    fitter = open_fitter(Choice(), smooth=1.0, fps=fps, name=clip.name)
     models = MediaPipe()
     count = 0
     with TrackWriter(folder) as writer:
