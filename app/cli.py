@@ -23,10 +23,12 @@ from ..fitting.options import FitOptions
 from .convert import Convert
 from .depth import Depth
 from .evaluate import Compare, Evaluate
+from .export import Export
 from .options import AnimateOptions
 from .synth import Synth
 from .train import Train
 from .unsup3d import Unsup3dCommand
+from .webcam import Webcam
 
 if TYPE_CHECKING:
     from .animator import Animator
@@ -369,9 +371,11 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "animate": Animate,
     "edit": Edit,
     "frontalize": Frontalize,
+    "webcam": Webcam,
     "fit": Fit,
     "convert-track": ConvertTrack,
     "convert": Convert,
+    "export": Export,
     "synth": Synth,
     "train": Train,
     "evaluate": Evaluate,
