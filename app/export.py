@@ -183,25 +183,30 @@ def _write(part: Part, program: ExportedProgram, path: Path) -> float:
     Raises:
         RuntimeError: it is more than `TOLERANCE`.
     """
+    import logging
     import warnings
 
     import numpy as np
     import onnxruntime
     import torch
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            program,
-            (),
-            str(path),
-            input_names=list(part.inputs),
-            output_names=part.outputs,
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+    logging.disable(logging.WARNING)  # it warns about torchvision's operators, which nobody needs here
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                program,
+                (),
+                str(path),
+                input_names=list(part.inputs),
+                output_names=part.outputs,
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        logging.disable(logging.NOTSET)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

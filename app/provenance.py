@@ -12,6 +12,7 @@ end entity first) and HEADWARP_C2PA_KEY (an EC P-256 key). It needs `pip install
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..media.errors import InputError
-from ..media.files import atomic_write
+from ..media.files import atomic_write, read_error
 from ..media.image import XMP
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
@@ -49,8 +50,15 @@ _SIGNABLE = {
 
 
 def marks(wanted: bool = True) -> Mapping[str, str]:
-    """Metadata for a result."""
-    return MARK if wanted else {}
+    """Metadata for a result.
+
+    Raises:
+        InputError: results are to be signed and cannot be, see `sign`; told before there is work to lose.
+    """
+    if not wanted:
+        return {}
+    _credentials()
+    return MARK
 
 
 def sign(files: Sequence[Path]) -> list[str]:
@@ -61,21 +69,34 @@ def sign(files: Sequence[Path]) -> list[str]:
     Raises:
         InputError: the configuration is incomplete, c2pa-python is missing, or it refuses the certificate.
     """
-    paths = os.environ.get("HEADWARP_C2PA_CERTIFICATE"), os.environ.get("HEADWARP_C2PA_KEY")
-    if not any(paths):
+    credentials = _credentials()
+    if credentials is None:
         return []
-    if not all(paths):
-        raise InputError(
-            "HEADWARP_C2PA_CERTIFICATE and HEADWARP_C2PA_KEY belong together: set both, or none for no C2PA manifest."
-        )
     problems = []
     for file in files:
         kind = _SIGNABLE.get(file.suffix.lower())
         if kind is None or file.is_dir():
             problems.append(f"{file} got no C2PA manifest: only {', '.join(_SIGNABLE)} hold one here.")
         else:
-            _sign(file, kind, Path(str(paths[0])), Path(str(paths[1])))
+            _sign(file, kind, *credentials)
     return problems
+
+
+def _credentials() -> tuple[Path, Path] | None:
+    """Files of certificate and key; None where none are configured."""
+    certificate, key = (os.environ.get(f"HEADWARP_C2PA_{name}") for name in ("CERTIFICATE", "KEY"))
+    if not certificate and not key:
+        return None
+    if not certificate or not key:
+        raise InputError(
+            "HEADWARP_C2PA_CERTIFICATE and HEADWARP_C2PA_KEY belong together: set both, or none for no C2PA manifest."
+        )
+    if importlib.util.find_spec("c2pa") is None:
+        raise InputError("A C2PA certificate is configured, but not its library: pip install c2pa-python.")
+    for path in (certificate, key):
+        if fault := read_error(path):
+            raise fault
+    return Path(certificate), Path(key)
 
 
 def _sign(file: Path, kind: str, certificate: Path, key: Path) -> None:
@@ -97,7 +118,7 @@ def _sign(file: Path, kind: str, certificate: Path, key: Path) -> None:
     }
     try:
         info = c2pa.C2paSignerInfo(
-            alg=b"es256", sign_cert=certificate.read_bytes(), private_key=key.read_bytes(), ta_url=b""
+            alg=b"es256", sign_cert=certificate.read_bytes(), private_key=key.read_bytes(), ta_url=None
         )
         with (
             c2pa.Signer.from_info(info) as signer,
@@ -107,7 +128,5 @@ def _sign(file: Path, kind: str, certificate: Path, key: Path) -> None:
             open(temporary, "w+b") as after,
         ):
             builder.sign(signer, kind, before, after)
-    except OSError as error:
-        raise InputError(f"The C2PA certificate or key cannot be read ({error}).") from None
     except c2pa.C2paError as error:
         raise InputError(f"C2PA: {file} could not be signed with {certificate} ({error}).") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from dataclasses import replace
@@ -259,6 +260,74 @@ def test_videos_carry_the_packet_and_still_play(
 def test_half_a_certificate_is_refused(lab: SimpleNamespace, portrait: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("HEADWARP_C2PA_KEY", "key.pem")
     assert "belong together" in lab.refused("edit", "-s", portrait, "-o", tmp_path / "a.png", "--size", 128)
+
+
+def test_results_are_signed_where_a_certificate_is_configured(
+    lab: SimpleNamespace, portrait: Path, tmp_path: Path, monkeypatch
+):
+    c2pa = pytest.importorskip("c2pa")
+    certificate, key = certificates(tmp_path / "pki")
+    monkeypatch.setenv("HEADWARP_C2PA_CERTIFICATE", str(certificate))
+    monkeypatch.setenv("HEADWARP_C2PA_KEY", str(key))
+    keys = Keyframes((0.0, 0.1), (Edit(), Edit(yaw=5)))
+    edit_video(portrait, tmp_path / "a.mp4", keys, size=128, fps=20)
+    assert lab.headwarp("edit", "-s", portrait, "-o", tmp_path / "a.png", "--size", 128).code == 0
+    for name in ("a.mp4", "a.png"):
+        report = json.loads(c2pa.Reader(str(tmp_path / name)).json())
+        assert report["validation_state"] == "Valid"
+        assert "compositeWithTrainedAlgorithmicMedia" in json.dumps(report)
+    assert len(lab.frames(tmp_path / "a.mp4")) == 3
+    gif = edit_video(portrait, tmp_path / "a.gif", keys, size=128, fps=20)
+    assert "no C2PA manifest" in gif.problems[-1]
+
+    monkeypatch.setenv("HEADWARP_C2PA_KEY", str(certificate))
+    assert "could not be signed" in lab.refused("edit", "-s", portrait, "-o", tmp_path / "a.png", "--size", 128)
+    monkeypatch.setenv("HEADWARP_C2PA_KEY", str(tmp_path / "none.pem"))
+    assert "does not exist" in lab.refused("edit", "-s", portrait, "-o", tmp_path / "b.png", "--size", 128)
+
+
+def certificates(folder: Path) -> tuple[Path, Path]:
+    """A chain of two certificates for signing, and the key."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    folder.mkdir()
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("Root", "Signer")]
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in names]
+    made = []
+    for index, (name, key) in enumerate(zip(names, keys, strict=True)):
+        root = index == 0
+        usage = dict.fromkeys(
+            ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only"), False
+        )
+        usage |= {"digital_signature": not root, "key_cert_sign": root, "crl_sign": root, "decipher_only": False}
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(names[0])
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=root, path_length=None), critical=True)
+            .add_extension(x509.KeyUsage(**usage), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key()), critical=False)
+        )
+        if not root:
+            purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
+            builder = builder.add_extension(purpose, critical=True)
+        made.append(builder.sign(keys[0], hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    (folder / "chain.pem").write_bytes(made[1] + made[0])
+    (folder / "key.pem").write_bytes(
+        keys[1].private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return folder / "chain.pem", folder / "key.pem"
 
 
 def test_an_unknown_name_is_refused_before_the_video_is_read(
