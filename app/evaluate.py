@@ -105,7 +105,10 @@ class Evaluate:
         if not self.model and not self.results:
             _write_task(bench.pairs, frames, self.output)
             return
-        suite = Suite(Features(frames.folder), self.weights)
+        try:
+            suite = Suite(Features(frames.folder), self.weights)
+        except ValueError as error:  # weights that are others than their name says
+            raise InputError(str(error)) from None
         reenactor = None
         if self.model:
             how_large = {"size": self.size, "network_size": self.network_size}

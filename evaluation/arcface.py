@@ -6,14 +6,14 @@ file. The weights are the user's, and most of them are for research only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from ..third_party.torch_files import fill, read_torch, state_of
 
 SIDE = 112
 EMBEDDING = 512
@@ -72,14 +72,14 @@ class IResNet(nn.Module):
         Raises:
             ValueError: another file.
         """
-        state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        state = state_of(read_torch(path, "a backbone of insightface's arcface_torch"))
         stages = [{k.split(".")[1] for k in state if k.startswith(f"layer{n}.")} for n in (1, 2, 3, 4)]
         if not all(stages):
             raise ValueError(
                 f"{path} is no backbone of insightface's arcface_torch: it has no stages layer1 ... layer4."
             )
         model = cls((len(stages[0]), len(stages[1]), len(stages[2]), len(stages[3])))
-        model.load_state_dict(state)
+        fill(model, state, path, "the network")
         return model.requires_grad_(False).eval()
 
     def forward(self, face: Tensor) -> Tensor:

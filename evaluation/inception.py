@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..third_party.torch_files import fill, read_torch, state_of
+
 FEATURES = 2048
 
 
@@ -139,10 +141,14 @@ class Inception(nn.Module):
 
     @classmethod
     def from_official(cls, path: Path) -> Inception:
-        """With pytorch-fid's weights; the classifier is left out."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        """With pytorch-fid's weights; the classifier is left out.
+
+        Raises:
+            ValueError: another file.
+        """
+        state = state_of(read_torch(path, "pytorch-fid's Inception"))
         model = cls()
-        model.load_state_dict({k: v for k, v in state.items() if not k.startswith(("fc.", "AuxLogits."))})
+        fill(model, {k: v for k, v in state.items() if not k.startswith(("fc.", "AuxLogits."))}, path, "the network")
         return model.requires_grad_(False).eval()
 
     def forward(self, image: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..third_party.torch_files import fill, read_torch, state_of
+
 Trunk = Literal["alex", "vgg"]
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -58,14 +60,18 @@ class Lpips(nn.Module):
 
     @classmethod
     def from_files(cls, trunk: Trunk, network: Path) -> Lpips:
-        """With the ImageNet weights of torchvision's file and the calibration that torchmetrics carries."""
+        """With the ImageNet weights of torchvision's file and the calibration that torchmetrics carries.
+
+        Raises:
+            ValueError: another file.
+        """
         import torchmetrics.functional.image as images
 
         model = cls(trunk)
-        state = torch.load(network, map_location="cpu", weights_only=True)
-        model.features.load_state_dict({k[9:]: v for k, v in state.items() if k.startswith("features.")})
+        state = state_of(read_torch(network, f"torchvision's {trunk}"), "features.")
+        fill(model.features, state, network, "the network")
         table = Path(images.__file__).parent / "lpips_models" / f"{trunk}.pth"
-        heads = torch.load(table, map_location="cpu", weights_only=True)
+        heads = read_torch(table, "torchmetrics' calibration of LPIPS")
         for number, weight in enumerate(model.weights):
             weight.data.copy_(heads[f"lin{number}.model.1.weight"].flatten())
         return model.requires_grad_(False).eval()

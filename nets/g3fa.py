@@ -12,7 +12,6 @@ Feature maps are (B, C, h, w), h = H / 4; volumes are (B, D, C, h, w) with D pla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -291,35 +290,6 @@ class G3fa(nn.Module):
             config=config.kp_detector_params,
         )
         self.generator = G3faGenerator(common, config.generator_params)
-
-    @classmethod
-    def from_official(cls, checkpoint: Mapping[str, Any], config: G3faConfig | None = None) -> G3fa:
-        """The networks of a loaded checkpoint of G3FA or FNeVR, ready to use.
-
-        Args:
-            checkpoint: `generator` and `kp_detector` -> state dict, with or without the `module.` that distributed
-                training leaves; other entries are ignored.
-            config: None reads the number of keypoints and FNeVR's small decoder from the weights; other sizes than
-                the published ones have to be given.
-        Raises:
-            ValueError: networks or parameters are missing or of other shapes.
-        """
-        states = {}
-        for part in ("generator", "kp_detector"):
-            if not isinstance(checkpoint.get(part), Mapping):
-                raise ValueError(f"G3fa: the checkpoint lacks {part}; it has {', '.join(map(str, checkpoint))}.")
-            states[part] = {key.removeprefix("module."): value for key, value in checkpoint[part].items()}
-        if config is None:
-            keypoints = len(states["kp_detector"].get("kp.bias", torch.zeros(15)))
-            mini = any(key.startswith("Render_model.mini_decoder.") for key in states["generator"])
-            config = G3faConfig(CommonParams(num_kp=keypoints), generator_params=G3faGeneratorConfig(mini_decoder=mini))
-        model = cls(config)
-        for part, state in states.items():
-            try:
-                getattr(model, part).load_state_dict(state)
-            except RuntimeError as error:
-                raise ValueError(f"G3fa: {part} of the checkpoint is of another network ({error}).") from None
-        return model.eval()
 
     def read_motion(self, image: Tensor) -> Motion:
         """Keypoints of driving frames."""

@@ -15,11 +15,9 @@ are indices (the first pixel's centre is 0), as in the published code.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -296,32 +294,6 @@ class Unsup3d(nn.Module):
         self.netV = Encoder(6, size, config.width // 2)
         self.netC = ConfNet(size, config.width, config.code // 2) if config.confidence else None
         self.camera = Pinhole(size, config.fov, config.rot_center_depth)
-
-    @classmethod
-    def from_official(cls, checkpoint: Mapping[str, Any], config: Unsup3dConfig | None = None) -> Unsup3d:
-        """The networks of a loaded checkpoint030.pth; without netC when it has none, as for cars.
-
-        Args:
-            checkpoint: netD, netA, netL, netV and, if so trained, netC -> state dict; other entries are ignored.
-            config: ranges and sizes; by default those of faces.
-        Raises:
-            ValueError: networks or parameters are missing or of other shapes.
-        """
-        needed = ["netD", "netA", "netL", "netV"]
-        missing = [name for name in needed if not isinstance(checkpoint.get(name), Mapping)]
-        if missing:
-            raise ValueError(f"Unsup3d: the checkpoint lacks {', '.join(missing)}; it has {', '.join(checkpoint)}.")
-        known = config or Unsup3dConfig()
-        confident = isinstance(checkpoint.get("netC"), Mapping)
-        values = {f.name: getattr(known, f.name) for f in fields(known)} | {"confidence": confident}
-        model = cls(Unsup3dConfig(**values))
-        for name in needed + ["netC"] * confident:
-            state = {key.removeprefix("module."): value for key, value in checkpoint[name].items()}
-            try:
-                getattr(model, name).load_state_dict(state)
-            except (RuntimeError, AttributeError) as error:
-                raise ValueError(f"Unsup3d: {name} of the checkpoint is of another network ({error}).") from None
-        return model.eval()
 
     def forward(self, image: Tensor) -> tuple[Factors, Rendered]:
         """Factors of (B, 3, S, S) pictures in [0, 1] and the reconstructions from them, 2B of both: the second half

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..nets.deca import SIDE, DecaEncoder
+from .torch_files import read_torch
 
 __all__ = ["DECA_HELP", "SIDE", "crop_of_landmarks", "find_deca", "load_encoder"]
 
@@ -44,13 +44,7 @@ def load_encoder(path: Path | str | None = None) -> DecaEncoder:
     found = find_deca() if path is None else Path(path)
     if found is None or not found.is_file():
         raise FileNotFoundError(f"deca_model.tar was not found{'' if found is None else f' at {found}'}. {DECA_HELP}")
-    try:
-        content = torch.load(found, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{found} is no checkpoint of DECA that can be read safely ({error}).") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{found} is no checkpoint of DECA: a dictionary was expected, got {type(content).__name__}.")
-    return DecaEncoder.from_official(content)
+    return DecaEncoder.from_official(read_torch(found, "a checkpoint of DECA"))
 
 
 def crop_of_landmarks(points: Tensor | NDArray[np.floating] | Sequence[Sequence[float]]) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..nets.g3fa import G3fa, G3faConfig
-from .torch_files import read_torch
+from ..nets.fomm import CommonParams
+from ..nets.g3fa import G3fa, G3faConfig, G3faGeneratorConfig
+from .torch_files import fill, part_of, read_torch
 
-__all__ = ["G3FA_HELP", "load_g3fa"]
-
+WHAT = "a G3FA or FNeVR checkpoint"
 G3FA_HELP = (
     "Get G3FA.pth from the link in the README of https://github.com/dfki-av/G3FA (FNeVR's from "
     "https://github.com/zengbohan0217/FNeVR) and pass its path."
@@ -20,10 +20,22 @@ def load_g3fa(path: Path | str, config: G3faConfig | None = None) -> G3fa:
 
     Args:
         path: of the checkpoint.
-        config: for networks of other sizes than the published ones.
+        config: None reads the number of keypoints and FNeVR's small decoder off the weights; other sizes than the
+            published ones have to be given.
     Raises:
         FileNotFoundError: it is not there; the message says how to get it. ValueError: it is another file.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no {path}. {G3FA_HELP}")
-    return G3fa.from_official(read_torch(path, "a G3FA or FNeVR checkpoint"), config)
+    content = read_torch(path, WHAT)
+    detector, generator = (part_of(content, name, path, WHAT) for name in ("kp_detector", "generator"))
+    if config is None:
+        if "kp.bias" not in detector:
+            raise ValueError(f"{path} is not {WHAT}: its keypoint detector has no kp.bias.")
+        mini = any(name.startswith("Render_model.mini_decoder.") for name in generator)
+        common = CommonParams(num_kp=len(detector["kp.bias"]))
+        config = G3faConfig(common, generator_params=G3faGeneratorConfig(mini_decoder=mini))
+    model = G3fa(config)
+    fill(model.kp_detector, detector, path, "the keypoint detector")
+    fill(model.generator, generator, path, "the generator")
+    return model.eval()

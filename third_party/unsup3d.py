@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..nets.unsup3d import Unsup3d, Unsup3dConfig
-from .torch_files import read_torch
+from .torch_files import fill, part_of, read_torch
 
-__all__ = ["UNSUP3D_HELP", "find_unsup3d", "load_unsup3d"]
-
+WHAT = "an Unsup3D checkpoint"
 UNSUP3D_HELP = (
     "Get pretrained_celeba/checkpoint030.pth as https://github.com/elliottwu/unsup3d says (its pretrained folder has a "
     "script), and put it into ~/.cache/headwarp or set HEADWARP_UNSUP3D to it."
@@ -51,16 +50,19 @@ def load_unsup3d(path: Path | str | None = None, config: Unsup3dConfig | None = 
 
     Args:
         path: of the checkpoint; None looks for it, see `find_unsup3d`.
-        config: for other objects than faces, whose ranges are not in the checkpoint.
+        config: for other objects than faces, whose ranges are not in the checkpoint; whether the model has netC is read
+            off the checkpoint.
     Raises:
         FileNotFoundError: it is not there; the message says how to get it. ValueError: it is another file.
     """
-    return Unsup3d.from_official(read_official(path), config)
-
-
-def read_official(path: Path | str | None = None) -> Mapping[str, Any]:
-    """netD, netA, netL, netV, netC -> state dict; `load_unsup3d` makes the model, G3FA's critics need netD alone."""
     found = find_unsup3d() if path is None else Path(path)
     if found is None or not found.is_file():
         raise FileNotFoundError(f"{found or 'checkpoint030.pth'} was not found. {UNSUP3D_HELP}")
-    return read_torch(found, "an Unsup3D checkpoint", stand_ins=_STAND_INS)
+    content = read_torch(found, WHAT, stand_ins=_STAND_INS)
+    states = {name: part_of(content, name, found, WHAT) for name in ("netD", "netA", "netL", "netV")}
+    if "netC" in content:  # not of cars
+        states["netC"] = part_of(content, "netC", found, WHAT)
+    model = Unsup3d(replace(config or Unsup3dConfig(), confidence="netC" in states))
+    for name, state in states.items():
+        fill(getattr(model, name), state, found, name)
+    return model.eval()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 
-import torch
-
 from ..nets.perceptual import FIRST, Vgg19
+from .torch_files import fill, read_torch, state_of
 
 FILE = "vgg19-dcbb9e9d.pth"
 HELP = (
@@ -40,10 +38,11 @@ def load_vgg19(layers: tuple[str, ...] = FIRST, path: Path | str | None = None) 
     if found is None or not found.is_file():
         raise FileNotFoundError(f"VGG-19's weights were not found{'' if found is None else f' at {found}'}. {HELP}")
     network = Vgg19(layers)
+    wanted = network.state_dict()  # of shallow ones less than the file has
     try:
-        weights = torch.load(found, map_location="cpu", weights_only=True)
-        network.load_state_dict({name: weights[name] for name in network.state_dict()})
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
-        raise ValueError(f"{found} is not torchvision's VGG-19 ({error}). {HELP}") from None
+        state = state_of(read_torch(found, "torchvision's VGG-19"))
+        fill(network, {name: value for name, value in state.items() if name in wanted}, found, "torchvision's VGG-19")
+    except ValueError as error:
+        raise ValueError(f"{error} {HELP}") from None
     network.freeze()
     return network

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from headwarp.nets.fomm import CommonParams, Fomm, FommConfig
 from headwarp.nets.generator import GeneratorConfig
 from headwarp.nets.keypoints import KeypointConfig
 from headwarp.nets.model_file import load_model, read_header
+from headwarp.third_party.torch_files import read_torch
 
 GENERATOR = GeneratorConfig(16, 512, 2, 3, dense_motion_params=DenseMotionConfig(8, 64, 3))
 KEYPOINTS = KeypointConfig(block_expansion=8, max_features=64, num_blocks=3)
@@ -149,7 +152,30 @@ def test_other_files_are_told(tmp_path):
     with pytest.raises(InputError, match="no entry 'kp_detector', but model"):
         Convert("fomm", output, tmp_path / "other.tar").run()
     torch.save({"generator": Fomm, "kp_detector": {}}, tmp_path / "code.tar")  # would run code
-    with pytest.raises(InputError, match="read safely"):
+    with pytest.raises(InputError, match=r"read safely: it holds headwarp\.nets\.fomm\.Fomm") as told:
         Convert("fomm", output, tmp_path / "code.tar").run()
+    assert "weights_only" not in str(told.value)  # torch recommends to switch the safeguard off
     with pytest.raises(InputError, match="ends with"):
         Convert("fomm", tmp_path / "out.pth", tmp_path / "other.tar").run()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_whatever_is_broken_in_a_file_is_told_in_a_sentence(tmp_path, zipped):
+    path = tmp_path / "broken.tar"
+    torch.save({"generator": {"a": torch.ones(3, 2)}, "kp_detector": {}}, path, _use_new_zipfile_serialization=zipped)
+    whole, random, refused = path.read_bytes(), np.random.default_rng(0), 0
+    broken = [b"", b"a", b"hello", b"PK\3\4", whole[: len(whole) // 2], *(_damaged(whole, random) for _ in range(100))]
+    for content in broken:
+        path.write_bytes(content)
+        with suppress(ValueError):  # anything else fails the test; damaged numbers are numbers
+            read_torch(path, "a checkpoint")
+            continue
+        refused += 1
+    assert refused > 50
+
+
+def _damaged(content: bytes, random: np.random.Generator) -> bytes:
+    changed = bytearray(content)
+    for place in random.integers(len(changed), size=4):
+        changed[place] = random.integers(256)
+    return bytes(changed)

@@ -91,7 +91,7 @@ def test_a_missing_or_wrong_checkpoint_is_told(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"lacks .* parameters"):
         deca.load_encoder()
     (tmp_path / "deca_model.tar").write_bytes(b"no torch file")
-    with pytest.raises(ValueError, match="no checkpoint of DECA"):
+    with pytest.raises(ValueError, match="not a checkpoint of DECA"):
         deca.load_encoder()
 
 

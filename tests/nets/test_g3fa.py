@@ -53,7 +53,10 @@ def golden_states(model: G3fa, named_weights) -> dict[str, dict[str, torch.Tenso
 @pytest.fixture(scope="module")
 def model(named_weights):
     config = build(G3faConfig, TINY)
-    return G3fa.from_official(golden_states(G3fa(config), named_weights), config)
+    model = G3fa(config)
+    for part, state in golden_states(model, named_weights).items():
+        getattr(model, part).load_state_dict(state)
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -246,11 +249,20 @@ def test_bad_checkpoints_and_settings_are_told(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"G3FA\.pth"):
         official.load_g3fa(tmp_path / "G3FA.pth")
     torch.save({"model": {}}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="lacks generator"):
+    with pytest.raises(ValueError, match="no entry 'kp_detector', but model"):
         official.load_g3fa(tmp_path / "other.pth")
     torch.save({"generator": {}, "kp_detector": {}}, tmp_path / "empty.pth")
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match=r"empty\.pth .* has no kp\.bias"):
         official.load_g3fa(tmp_path / "empty.pth")
+    small = G3fa(G3faConfig(CommonParams(num_kp=2)))
+    states = {name: getattr(small, name).state_dict() for name in ("generator", "kp_detector")}
+    torch.save(states | {"generator": {"first.conv.bias": torch.zeros(64)}}, tmp_path / "part.pth")
+    with pytest.raises(ValueError, match=r"the generator lacks \d+ parameters, such as dense"):
+        official.load_g3fa(tmp_path / "part.pth")
+    states["generator"]["first.conv.bias"][0] = torch.nan
+    torch.save(states, tmp_path / "nan.pth")
+    with pytest.raises(ValueError, match=r"first\.conv\.bias holds values that are not finite"):
+        official.load_g3fa(tmp_path / "nan.pth")
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(ValueError, match="read safely"):
         official.load_g3fa(tmp_path / "text.pth")
