@@ -193,7 +193,7 @@ class HeadFollower:
         self.problems = animator.problems
         shape = animator.portrait.picture.shape
         self.size = (animator.stage.size,) * 2 if crop_only else (shape[0], shape[1])
-        self.fitter = LiveFitter(head=animator.head, smooth=smooth)
+        self.fitter = LiveFitter(head=animator.head, smooth=smooth, background=True)
         self.how = TransferOptions(strength=strength)
         self._rest: FaceTrack | None = None
         self._settled = False
@@ -210,13 +210,12 @@ class HeadFollower:
 
     def motion(self, image: Picture, moment: float) -> HeadParams | None:
         """The portrait's parameters for a frame."""
-        from ..fitting.fit import SETTLE_FRAMES
         from ..geom.transfer import transfer
 
         track = self.fitter.update(image, moment)
         if track is None:
             return None
-        settles = not self._settled and self.fitter.frames_seen >= SETTLE_FRAMES
+        settles = self.fitter.settled and not self._settled
         if settles and self._rest is not None:
             self._rest = self.fitter.again(self._rest)
         if self._rest is None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -261,9 +262,13 @@ class VideoFitter:
 class LiveFitter:
     """Fits a live picture, frame by frame, without looking ahead: about 10 ms per frame.
 
-    The identity is a first guess from the first face and settled once `SETTLE_FRAMES` frames have been seen.
+    The identity is a first guess from the first face and settled once `SETTLE_FRAMES` frames have been seen, which
+    takes as long as some ten frames.
 
-    Args: see `VideoFitter`.
+    Args: see `VideoFitter`; and
+        background: settle the identity in another thread, so that no frame waits for it.
+    Attributes:
+        settled: whether it is.
     """
 
     def __init__(
@@ -274,20 +279,18 @@ class LiveFitter:
         index: int = 0,
         point: tuple[float, float] | None = None,
         smooth: float = 1.0,
+        background: bool = False,
     ) -> None:
         self.solver = _solver(head)
         self.tracker = FaceTracker(index=index, point=point)
-        self.fps, self.smooth = fps, smooth
+        self.fps, self.smooth, self.background = fps, smooth, background
+        self.settled = False
+        self._settling: Future[tuple[View, State, Identity]] | None = None
         self._faces: list[Face] = []
         self._settled: tuple[View, Identity] | None = None
         self._last: State | None = None
         self._last_seen: Observations | None = None
         self._crops = BoxSmoother()
-
-    @property
-    def frames_seen(self) -> int:
-        """Frames with a face so far, up to `SETTLE_FRAMES`, when the person is settled."""
-        return len(self._faces)
 
     def again(self, track: FaceTrack) -> FaceTrack:
         """A track of this fitter, solved by what is known of the person by now: the person's parameters shift when the
@@ -295,6 +298,14 @@ class LiveFitter:
         assert self._settled is not None
         seen = Observations(track.landmarks.numpy(), track.blendshapes.numpy(), track.confidence.numpy())
         return dataclasses.replace(track, params=self.solver.params(self._alone(seen), self._settled[1]))
+
+    def _settle(self, size: tuple[int, int]) -> Future[tuple[View, State, Identity]]:
+        seen = Observations.of(self._faces)
+        chosen = seen[_most_different(seen, _SETTLED_ON)]
+        worker = ThreadPoolExecutor(1)
+        future = worker.submit(settle, self.solver, chosen, offsets=True, size=size)
+        worker.shutdown(wait=False)
+        return future
 
     def _alone(self, seen: Observations) -> State:
         """Frames solved without their neighbours."""
@@ -328,11 +339,11 @@ class LiveFitter:
         if face and len(self._faces) < SETTLE_FRAMES:
             self._faces.append(face)
             if len(self._faces) == SETTLE_FRAMES:
-                chosen = Observations.of(self._faces)
-                chosen = chosen[_most_different(chosen, _SETTLED_ON)]
-                view, _, person = settle(self.solver, chosen, offsets=True, size=(image.shape[0], image.shape[1]))
-                self._settled = view, person
-                self._last = self._alone(seen)  # the state so far belongs to the first guess
+                self._settling = self._settle((image.shape[0], image.shape[1]))
+        if self._settling is not None and (self._settling.done() or not self.background):
+            view, _, person = self._settling.result()
+            self._settled, self._settling, self.settled = (view, person), None, True
+            self._last = self._alone(seen)  # the state so far belongs to the first guess
         view, person = self._settled
         assert self._last is not None
         self._last_seen = seen

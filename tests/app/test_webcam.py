@@ -103,12 +103,34 @@ def test_nothing_jumps_when_the_person_is_settled(portrait: Path, monkeypatch: p
     animator = Animator(portrait, size=128)
     follower = HeadFollower(animator, strength=1.0, smooth=1.0, crop_only=True)
     frames = islice(VideoReader(example("driving.mp4"), max_side=256), 18)
+    follower.fitter.background = False  # at a frame that is known beforehand
     targets = [follower.motion(frame.image, frame.time) for frame in frames]
     head = animator.head
     steps = torch.stack([head(b) - head(a) for a, b in pairwise(targets)]).norm(dim=-1).mean((1, 2))
-    assert follower.fitter.frames_seen == 12
+    assert follower.fitter.settled
     assert float(steps[10]) < 0.0005, "metres, mean over the head: it takes 5 mm in one step otherwise"
     assert float(steps[11:].max()) < 0.002
+
+
+def test_no_frame_waits_for_the_person_to_be_settled(portrait: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fit, "SETTLE_FRAMES", 3)
+    gate, run = threading.Event(), fit.settle
+
+    def settle(*args, **options):
+        if options["offsets"]:
+            assert gate.wait(30)
+        return run(*args, **options)
+
+    monkeypatch.setattr(fit, "settle", settle)
+    follower = HeadFollower(Animator(portrait, size=128), strength=1.0, smooth=1.0, crop_only=True)
+    frames = list(islice(VideoReader(example("driving.mp4"), max_side=256), 6))
+    for frame in frames:
+        assert follower.motion(frame.image, frame.time) is not None
+    assert not follower.fitter.settled
+    gate.set()
+    follower.fitter._settling.result(timeout=60)
+    follower.motion(frames[-1].image, 1.0)
+    assert follower.fitter.settled
 
 
 def test_a_keypoint_model_follows_too(portrait: Path, driving: Path, tmp_path: Path):
