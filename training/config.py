@@ -78,6 +78,10 @@ class SourceParams:
     weight: float = 1.0
     """Share of the samples, relative to the other sources."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < float("inf"):
+            raise ValueError(f"dataset_params.sources: a weight must be positive, got {self.weight}; leave that out.")
+
 
 @dataclass(frozen=True)
 class DatasetParams:
@@ -215,6 +219,12 @@ class RunParams:
     """Of the forward pass; weights, gradients and optimisers are always float32."""
     workers: int | None = None
     """Loader processes for each device; None: the cores that are left, at most 8."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"devices": 1, "num_nodes": 1, "workers": 0}.items():
+            value = getattr(self, name)
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"run_params.{name} must be at least {least}, got {value}.")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..geom.head import HeadModel
+from ..media.errors import InputError
 from ..nets.model_file import save_model
 from .batch import Batch
 from .checkpoint import Progress, checkpoints, load_checkpoint, prune, save_checkpoint
@@ -60,10 +61,26 @@ def train(config: TrainConfig, output: Path | str | None = None, *, progress: bo
         Stopped: SIGTERM or Ctrl-C came; a checkpoint is written.
     """
     fabric = launch(config.run_params)
-    folder: Path = fabric.broadcast(run_folder(config, output) if fabric.is_global_zero else Path(), src=0)
+    folder = _agreed_folder(fabric, config, output)
     with stop_signals() as asked:
         Trainer(config, folder, fabric, progress=progress).run(asked)
     return folder
+
+
+def _agreed_folder(fabric: Fabric, config: TrainConfig, output: Path | str | None) -> Path:
+    """The run folder, chosen by the first process. Where it is refused, that one says why and all of them end."""
+    answer: Path | InputError = Path()
+    if fabric.is_global_zero:
+        try:
+            answer = run_folder(config, output)
+        except InputError as error:
+            answer = error
+    answer = fabric.broadcast(answer, src=0)
+    if isinstance(answer, InputError):
+        if fabric.is_global_zero:
+            raise answer
+        raise SystemExit(2)
+    return answer
 
 
 class Trainer:

@@ -14,24 +14,35 @@ from typing import Literal
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from ..media.errors import InputError
 from .config import RunParams
 
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def launch(run: RunParams) -> Fabric:
-    """The device and the processes: started here, or before by torchrun or `fabric run`."""
+    """The device and the processes: started here, or before by torchrun or `fabric run`.
+
+    Raises:
+        InputError: this machine has no such device, or not as many.
+    """
     under_torchrun = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
     many = under_torchrun > 1 or run.devices != 1 or run.num_nodes != 1
-    fabric = Fabric(
-        accelerator=run.device,
-        devices=under_torchrun or run.devices,
-        num_nodes=int(os.environ["WORLD_SIZE"]) // under_torchrun if under_torchrun else run.num_nodes,
-        strategy="ddp" if many else "auto",
-        precision=_PRECISION[run.precision],  # type: ignore[arg-type]
-    )
+    try:
+        fabric = Fabric(
+            accelerator=run.device,
+            devices=under_torchrun or run.devices,
+            num_nodes=int(os.environ["WORLD_SIZE"]) // under_torchrun if under_torchrun else run.num_nodes,
+            strategy="ddp" if many else "auto",
+            precision=_PRECISION[run.precision],  # type: ignore[arg-type]
+        )
+    except (RuntimeError, MisconfigurationException) as error:
+        raise InputError(
+            f"run_params: {run.devices} x {run.device} cannot be used here ({error}); device=auto takes what there is."
+        ) from None
     if "LT_CLI_USED" not in os.environ:
         fabric.launch()
     if fabric.device.type == "cuda":

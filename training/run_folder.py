@@ -13,6 +13,7 @@ import yaml
 from .. import __version__
 from ..media.errors import InputError
 from ..media.files import atomic_write
+from .checkpoint import checkpoints
 from .config import TrainConfig
 
 LOGS = Path("log")
@@ -38,7 +39,7 @@ def run_folder(config: TrainConfig, output: Path | str | None) -> Path:
         InputError: the folder holds a run with settings that learn something else.
     """
     folder = Path(output) if output is not None else _unfinished(config) or _new(config)
-    if (folder / CONFIG).exists():
+    if (folder / CONFIG).exists() and checkpoints(folder / CHECKPOINTS):  # else nothing was learnt yet
         changes = [change for change in _changes(folder, config) if not change.startswith(_MAY_CHANGE)]
         if changes:
             raise InputError(

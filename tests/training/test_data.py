@@ -348,6 +348,12 @@ def test_data_that_cannot_be_used_gets_a_sentence(tmp_path, fitted, make_track, 
     (tmp_path / "broken" / "clip.safetensors").write_bytes(b"junk")
     with pytest.raises(InputError, match="is no readable face track"):
         open_training(params(tmp_path / "broken"), Request((32, 32), needs=HEADS, head="0" * 64))
+    make_clip(tmp_path / "short", make_track(6), 6)
+    whole = (tmp_path / "short" / "clip.safetensors").read_bytes()
+    (tmp_path / "short" / "clip.safetensors").write_bytes(whole[: len(whole) - 10])
+    with pytest.raises(InputError, match="is cut off"):
+        for number in range(20):
+            open_training(params(tmp_path / "short"), Request((32, 32), needs=HEADS)).sample(0, rng(number))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

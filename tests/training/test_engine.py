@@ -245,6 +245,13 @@ def test_a_folder_of_another_run_is_refused(file, tmp_path):
     assert last(more).stem == "00000015"
 
 
+def test_a_folder_of_a_run_that_never_began_takes_other_settings(file, tmp_path):
+    with pytest.raises(InputError, match="must be a multiple of 5"):
+        run(read_config(file, ["train_params.accumulate=5"]), tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").exists()
+    assert last(run(read_config(file), tmp_path / "run")).stem == "00000012"
+
+
 def test_without_a_folder_an_unfinished_run_is_found(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TOY", "4:SIGTERM")
@@ -277,6 +284,9 @@ def test_a_damaged_checkpoint_is_named(file, tmp_path):
         ("dataset_params.frame_shape=[16]", "frame_shape must be"),
         ("method=to", "method must be one of pwm"),
         ("log_params.keep_checkpoints=0", "keep_checkpoints must be at least 1"),
+        ("run_params.workers=-1", "run_params.workers must be at least 0"),
+        ("run_params.devices=0", "run_params.devices must be at least 1"),
+        ("dataset_params.sources=[{root_dir: a, weight: 0}]", "a weight must be positive, got 0.0"),
     ],
 )
 def test_wrong_settings_get_a_sentence(file, setting, sentence):
@@ -297,6 +307,13 @@ def test_wrong_settings_get_a_sentence(file, setting, sentence):
 def test_wrong_data_settings_get_a_sentence(file, tmp_path, settings, sentence):
     with pytest.raises(InputError, match=sentence):
         run(read_config(file, settings), tmp_path / "run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there_gets_a_sentence(file, tmp_path):
+    with pytest.raises(InputError, match="1 x cuda cannot be used here"):
+        run(read_config(file, ["run_params.device=cuda"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_configurations_are_found_by_name():

@@ -75,7 +75,10 @@ def shard_clips(path: Path, size: tuple[int, int]) -> list[Clip]:
     """
     index = path.with_name(f"{path.name}.json")
     if index.exists() and index.stat().st_mtime >= path.stat().st_mtime:
-        places = json.loads(index.read_text())
+        try:
+            places = json.loads(index.read_text())
+        except ValueError:
+            raise InputError(f"{index} is damaged; delete it, and the tar file is searched instead.") from None
     else:
         places = _search(path)
     if not places:

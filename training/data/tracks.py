@@ -35,7 +35,11 @@ class TrackFile:
         return int(_header(self)["times"]["shape"][0])
 
     def confidence(self) -> np.ndarray:
-        """(T,) in [0, 1]."""
+        """(T,) in [0, 1].
+
+        Raises:
+            InputError: the track is damaged.
+        """
         return self._rows("confidence", None).numpy()
 
     def head(self) -> tuple[str, str]:
@@ -69,7 +73,10 @@ class TrackFile:
             for index in range(1) if indices is None else indices:
                 file.seek(entry["start"] + index * width)
                 pieces.append(file.read(width * (count if indices is None else 1)))
-        values = np.frombuffer(b"".join(pieces), kind).reshape(-1, *tail)
+        content = b"".join(pieces)
+        if len(content) != width * (count if indices is None else len(indices)):
+            raise InputError(f"{self.path} is cut off; fit the clip again.")
+        values = np.frombuffer(content, kind).reshape(-1, *tail)
         return torch.from_numpy(values.astype(kind.newbyteorder("=")))
 
 
