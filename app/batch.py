@@ -161,11 +161,13 @@ def _one(
     who: Path | Animator, pair: Pair, file: Path, options: AnimateOptions, head: HeadModel | str, kept: Path | None
 ) -> Any:
     """One pair; the clip's motion is taken from `kept`, or left there."""
+    if options.explain:
+        options = replace(options, explain=options.explain / pair.name)
     track = None
     if kept is not None and pair.driving.suffix.lower() not in TRACK_SUFFIXES:
         # Its name says what it depends on beside the clip itself.
         facts = [_stamp(pair.driving), options.driving_face, options.smooth, options.no_crop]
-        track = kept / f"{pair.name.split('--', 1)[1]}.{_digest(facts)}.safetensors"
+        track = kept / f"{pair.driving.stem}.{_digest(facts)}.safetensors"
         if not track.is_file():
             options = replace(options, save_motion=track)
     there = track if track is not None and options.save_motion is None else None

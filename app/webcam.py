@@ -253,22 +253,20 @@ class KeypointFollower:
         self._first = None
 
     def update(self, image: Picture, moment: float) -> Picture | None:
-        import torch
-
         from ..media.crop import Crop
         from ..nets.keypoints import normalise
-        from .keypoint import SCALE, SHIFT, SIDE, tensor
+        from .keypoint import SCALE, SHIFT, SIDE
 
         face = self.tracker.track(image)
         if face is not None:
             self._square = self.holding.update(Crop.from_landmarks(face.landmarks[:468], SCALE, SHIFT, SIDE))
         if self._square is None:
             return None
-        with torch.inference_mode():
-            motion = self.animator.model.read_motion(tensor(self._square.extract(image)))
+        motion = self.animator.read(self._square.extract(image))
         self._first = motion if self._first is None else self._first
-        moved = normalise(motion, self._first, self.animator.state.motion)
-        return self.animator.render(moved, crop_only=self.crop_only)
+        relative = not self.animator.rectifies
+        motion = normalise(motion, self._first, self.animator.state.motion, relative=relative)
+        return self.animator.render(motion, crop_only=self.crop_only)
 
 
 def live(
