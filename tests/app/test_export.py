@@ -50,7 +50,7 @@ def fomm() -> nn.Module:
 
 def pwm() -> nn.Module:
     torch.manual_seed(0)
-    sizes = {"size": SIDE, "levels": 3, "base_channels": 8, "max_channels": 16, "spade_hidden": 8}
+    sizes = {"size": SIDE, "levels": 2, "base_channels": 8, "max_channels": 16, "spade_hidden": 8}
     return lively(Pwm(PwmConfig(**sizes, residual_displacement=True, extrapolate=True)))
 
 
