@@ -83,9 +83,10 @@ class Evaluate:
             raise InputError("Give --model or --results, not both.")
         if not 64 <= self.size <= 1024:
             raise InputError(f"--size must be from 64 to 1024 pixels, got {self.size}.")
-        for flag in ("count", "frames", "stride"):
-            if getattr(self, flag) < 1:
-                raise InputError(f"--{flag} must be at least 1, got {getattr(self, flag)}.")
+        for flag in ("count", "frames", "stride", "limit"):
+            given = getattr(self, flag)
+            if given is not None and given < 1:
+                raise InputError(f"--{flag} must be at least 1, got {given}.")
         clips = open_data(self.data)
         clips = dict(list(clips.items())[: self.limit])
         frames = Frames(clips, self.cache or self.output.parent / "cache", self.size, refit=self.refit)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..media.sheet import side_by_side
 from ..nets.dense_motion import resized
+from ..nets.g3fa import G3faGenerator
 from ..nets.generator import Generator, Output, SourceState
 from ..nets.keypoints import Motion
 from .depth import coloured
@@ -24,7 +25,7 @@ Picture = NDArray[np.uint8]
 
 @torch.inference_mode()
 def explain(
-    generator: Generator,
+    generator: Generator | G3faGenerator,
     state: SourceState,
     motion: Motion,
     output: Output,
@@ -47,11 +48,11 @@ def explain(
     pictures["wanted keypoints"] = with_keypoints(_bytes(output.image[0]), motion.value[0])
     if state.disparity is not None:
         pictures["depth"] = coloured(state.disparity[0, 0])
-    pictures["warped source"] = _bytes(generator.deformed(state, output.dense)[0])
+    pictures["warped source"] = _bytes(generator.dense_motion_network.deformed(state.image, output.dense)[0])
     if output.dense.occlusion is not None:
         visible = resized(output.dense.occlusion[:1], source)
         pictures["occlusion"] = _bytes(visible[0].expand(3, -1, -1))
-    if generator.attention != "none":
+    if isinstance(generator, Generator) and generator.attention != "none":
         height, width = source.shape[2:]
         x, y = query or (width / 2, height / 2)
         if not (0 <= x < width and 0 <= y < height):

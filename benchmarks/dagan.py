@@ -124,7 +124,7 @@ def straightforward(model: Fomm | DaGan, known: SourceState, motion: Motion) -> 
     state = generator.encode(known.image, known.motion, known.disparity)
     dense = generator.dense_motion_network(state.small, motion, state.motion)
     features = warp_features(state.features, dense, align_corners=generator.align_corners)
-    generator.deformed(state, dense)
+    generator.dense_motion_network.deformed(state.image, dense)
     if generator.attention != "none":
         assert state.query is not None
         features = whole_attention(generator.AttnModule, state.query, features)

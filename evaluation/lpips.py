@@ -30,6 +30,7 @@ _LAYERS: dict[Trunk, list[tuple[int, int, int, int] | int]] = {
         *((512, 3, 1, 1), (512, 3, 1, 1), (512, 3, 1, 1), _POOL, (512, 3, 1, 1), (512, 3, 1, 1), (512, 3, 1, 1)),
     ],
 }
+_NAMES: dict[Trunk, str] = {"alex": "AlexNet", "vgg": "VGG-16"}
 _TAPS: dict[Trunk, tuple[int, ...]] = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}
 
 
@@ -68,7 +69,7 @@ class Lpips(nn.Module):
         import torchmetrics.functional.image as images
 
         model = cls(trunk)
-        state = state_of(read_torch(network, f"torchvision's {trunk}"), "features.")
+        state = state_of(read_torch(network, f"torchvision's {_NAMES[trunk]}"), "features.")
         fill(model.features, state, network, "the network")
         table = Path(images.__file__).parent / "lpips_models" / f"{trunk}.pth"
         heads = read_torch(table, "torchmetrics' calibration of LPIPS")

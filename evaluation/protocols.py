@@ -211,10 +211,13 @@ def read_pairs(
     Raises:
         InputError: the file is no such table, or the data set has none of its rows.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        names = list(reader.fieldnames or [])
-        rows = list(reader)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names = list(reader.fieldnames or [])
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"The table of pairs {path} cannot be read: {error}.") from None
     source_column = next((n for n in ("source", "source_frame") if n in names), None)
     driving_column = next((n for n in ("driving", "driving_video") if n in names), None)
     if source_column is None or driving_column is None:

@@ -93,6 +93,11 @@ class DenseMotionNetwork(nn.Module):
         occlusion = None if self.occlusion is None else self.occlusion(features).float().sigmoid()
         return DenseMotion(deformation, occlusion, mask, motions, deformed)
 
+    def deformed(self, image: Tensor, dense: DenseMotion) -> Tensor:
+        """(B, 3, H, W): the source picture itself (1 or B), warped; for looking at."""
+        image = image.expand(len(dense.deformation), -1, -1, -1)
+        return sample(image, dense.deformation, align_corners=self.align_corners)
+
 
 def sparse_motion(driving: Motion, source: Motion, height: int, width: int) -> Tensor:
     """(B, K + 1, H, W, 2): T_0 = identity, then T_k of the keypoints, for every pixel."""

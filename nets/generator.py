@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..render.warp import sample
 from .dense_motion import DenseMotion, DenseMotionConfig, DenseMotionNetwork, warp_features
 from .keypoints import Motion
 from .layers import SLOPE, ConvNorm, Down, Res, Spade, SpadeResBlock, Up, instance_norm, leaky
@@ -351,8 +350,3 @@ class Generator(nn.Module):
                 "and taken over as it is, not relative to another frame."
             )
         return self.scale_embedding(motion.code)
-
-    def deformed(self, source: SourceState, dense: DenseMotion) -> Tensor:
-        """(B, 3, H, W): the source picture itself, warped; for looking at."""
-        image = source.image.expand(len(dense.deformation), -1, -1, -1)
-        return sample(image, dense.deformation, align_corners=self.align_corners)

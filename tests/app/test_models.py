@@ -10,9 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from headwarp.app.explain import explain
 from headwarp.app.learned import border, with_detail
 from headwarp.media.image import load_image, save_image
-from headwarp.nets.fomm import Fomm, FommConfig
+from headwarp.nets.dense_motion import DenseMotionConfig
+from headwarp.nets.fomm import CommonParams, Fomm, FommConfig
+from headwarp.nets.g3fa import G3fa, G3faConfig, G3faGeneratorConfig
 from headwarp.nets.generator import GeneratorConfig
 from headwarp.nets.keypoints import KeypointConfig
 from headwarp.nets.model_file import save_model
@@ -113,6 +116,19 @@ def test_a_keypoint_model_explains_itself(lab: SimpleNamespace, crop: Path, fomm
     assert load_image(page).shape[1] > 5 * 256  # keypoints of source, driver and result, warped source, occlusion ...
     said = lab.refused("animate", "-s", crop, "-d", crop, "-o", tmp_path / "b.png", "--explain", tmp_path / "no")
     assert "keypoint model" in said
+
+
+@torch.no_grad()
+def test_g3fa_is_explained_without_attention():
+    small = DenseMotionConfig(block_expansion=4, max_features=16, num_blocks=2)
+    keypoints = KeypointConfig(block_expansion=4, max_features=16, num_blocks=2)
+    model = G3fa(G3faConfig(CommonParams(num_kp=3), keypoints, G3faGeneratorConfig(dense_motion_params=small))).eval()
+    picture = torch.rand(1, 3, 64, 64)
+    state = model.encode_source(picture)
+    made = model.render(state, state.motion)
+    pictures = explain(model.generator, state, state.motion, made)
+    assert list(pictures) == ["source keypoints", "wanted keypoints", "warped source", "occlusion", "output"]
+    assert all(shown.shape == (64, 64, 3) for shown in pictures.values())
 
 
 def test_at_rest_relative_motion_moves_nothing(lab: SimpleNamespace, crop: Path, fomm: Path, tmp_path: Path):

@@ -132,6 +132,7 @@ def test_wrong_flags_are_told(data, tmp_path):
         ({"model": "still", "results": tmp_path}, "not both"),
         ({"size": 8}, "from 64 to 1024"),
         ({"count": 0}, "--count must be at least 1"),
+        ({"limit": 0}, "--limit must be at least 1"),
         ({"data": tmp_path / "none"}, "must be a folder"),
         ({"model": str(tmp_path / "none.safetensors"), "protocol": "reconstruction"}, "no model file"),
     ):

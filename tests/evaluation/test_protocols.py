@@ -153,6 +153,10 @@ def test_tables_of_other_people_are_read_by_the_ends_of_their_paths(tmp_path):
     videos.write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="no table of pairs"):
         read_pairs(videos, data)
+    videos.write_bytes(b"\x89PNG")
+    for path in (videos, tmp_path / "none.csv"):
+        with pytest.raises(InputError, match=rf"{path.name} cannot be read"):
+            read_pairs(path, data)
     videos.write_text("source,driving\nq/1.png,q/2.png\n")
     with pytest.raises(InputError, match="None of the 1 pairs"):
         read_pairs(videos, data)

@@ -84,7 +84,7 @@ def test_pictures_agree_with_the_official_ones(model, dagan_golden, outputs_of):
     dagan_golden.near(dense.occlusion, "dense.occlusion_map")
     dagan_golden.near(state.features, "gen.encoder_feature")
     dagan_golden.near(output.features, "gen.warped_occluded_feature")
-    dagan_golden.near(generator.deformed(state, dense), "gen.deformed")
+    dagan_golden.near(generator.dense_motion_network.deformed(state.image, dense), "gen.deformed")
     dagan_golden.near(output.image, "gen.prediction")
     rows = [
         generator.AttnModule.weights(state.query[:1], output.features[:1], i // 16, i % 16).flatten()

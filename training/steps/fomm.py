@@ -143,7 +143,7 @@ class FommStep(Step):
         metrics |= {f"l1{name}": (image - target).abs().mean((1, 2, 3)) for name, image in rows.items()}
         generator: Any = model.generator
         pictures = {"source": source, "driving": target, "output": made.output.image}
-        pictures["warped source"] = generator.deformed(made.state, made.output.dense)
+        pictures["warped source"] = generator.dense_motion_network.deformed(source, made.output.dense)
         return Judged(metrics, pictures)
 
 
