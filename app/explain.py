@@ -1,6 +1,7 @@
 """What a keypoint model did with one frame, in pictures: the figures of the FOMM and DaGAN papers.
 
-source and driving keypoints, depth, warped source, occlusion, attention of a chosen pixel, output
+source and driving keypoints, rectified driver (OSTNet), depth, warped source, occlusion, attention of a chosen pixel,
+output
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..nets.dense_motion import resized
 from ..nets.g3fa import G3faGenerator
 from ..nets.generator import Generator, Output, SourceState
 from ..nets.keypoints import Motion
+from ..nets.scale import ScaledMotion
 from .depth import coloured
 
 Picture = NDArray[np.uint8]
@@ -38,13 +40,17 @@ def explain(
 
     Args:
         generator: of the model; its `state`, the `motion` it followed and its `output`.
-        driving: (B, 3, H, W) the driver's frames, with the keypoints `seen` in them.
+        driving: (B, 3, H, W) the driver's frames, with the keypoints `seen` in them: what `read_motion` gave.
         query: x, y px of the output whose attention is shown; None: the middle. Only for models with attention.
     """
     source = state.image[:1]
     pictures = {"source keypoints": with_keypoints(_bytes(source[0]), state.motion.value[0])}
     if driving is not None and seen is not None:
-        pictures["driving keypoints"] = with_keypoints(_bytes(driving[0]), seen.value[0])
+        scaled = seen if isinstance(seen, ScaledMotion) and seen.rectified is not None else None
+        plain = seen if scaled is None or scaled.seen is None else scaled.seen
+        pictures["driving keypoints"] = with_keypoints(_bytes(driving[0]), plain.value[0])
+        if scaled is not None and scaled.rectified is not None:
+            pictures["rectified driver"] = with_keypoints(_bytes(scaled.rectified[0]), scaled.value[0])
     pictures["wanted keypoints"] = with_keypoints(_bytes(output.image[0]), motion.value[0])
     if state.disparity is not None:
         pictures["depth"] = coloured(state.disparity[0, 0])

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from headwarp.app.explain import explain
+from headwarp.app.explain import explain, with_keypoints
 from headwarp.app.learned import border, with_detail
 from headwarp.media.image import load_image, save_image
 from headwarp.nets.dense_motion import DenseMotionConfig
@@ -19,6 +19,7 @@ from headwarp.nets.g3fa import G3fa, G3faConfig, G3faGeneratorConfig
 from headwarp.nets.generator import GeneratorConfig
 from headwarp.nets.keypoints import KeypointConfig
 from headwarp.nets.model_file import save_model
+from headwarp.nets.ostnet import OstNet, OstNetConfig
 from headwarp.nets.pwm import Pwm, PwmConfig
 from headwarp.render.warp import warp
 
@@ -129,6 +130,27 @@ def test_g3fa_is_explained_without_attention():
     pictures = explain(model.generator, state, state.motion, made)
     assert list(pictures) == ["source keypoints", "wanted keypoints", "warped source", "occlusion", "output"]
     assert all(shown.shape == (64, 64, 3) for shown in pictures.values())
+
+
+@torch.no_grad()
+def test_ostnet_shows_the_rectified_driver_beside_the_driver():
+    """Keypoints that drive were read from the rectified picture; the driver is shown with its own."""
+    small = {"block_expansion": 4, "max_features": 16, "num_blocks": 2}
+    generator = {"block_expansion": 4, "max_features": 16, "num_bottleneck_blocks": 1, "dense_motion_params": small}
+    base = {"common_params": {"num_kp": 2}, "kp_detector_params": small, "generator_params": generator}
+    torch.manual_seed(0)
+    model = OstNet(OstNetConfig(base_params=base)).eval()
+    assert model.transformation is not None
+    model.transformation.move.bias.uniform_(-0.4, 0.4)
+    driver = torch.rand(1, 3, 64, 64)
+    state = model.encode_source(torch.rand(1, 3, 64, 64))
+    motion = model.read_motion(driver, state)
+    shown = explain(model.generator, state, motion, model.render(state, motion), driving=driver, seen=motion)
+    own = (driver[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    np.testing.assert_array_equal(
+        shown["driving keypoints"], with_keypoints(own, model.base.read_motion(driver).value[0])
+    )
+    assert (shown["rectified driver"] != shown["driving keypoints"]).mean() > 0.5
 
 
 def test_at_rest_relative_motion_moves_nothing(lab: SimpleNamespace, crop: Path, fomm: Path, tmp_path: Path):
