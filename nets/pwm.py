@@ -75,6 +75,9 @@ class PwmConfig:
     def __post_init__(self) -> None:
         if self.levels < 2:
             raise ValueError(f"PwmConfig.levels must be at least 2, got {self.levels}.")
+        step = 2 ** (self.levels - 1)
+        if self.size < 1 or self.size % step:
+            raise ValueError(f"PwmConfig.size must be a multiple of {step} with {self.levels} levels, got {self.size}.")
         if not self.has_displacement and (self.residual_displacement or self.extrapolate):
             raise ValueError(
                 "PwmConfig: residual_displacement and extrapolate need a displacement, and guidance "

@@ -11,7 +11,7 @@ from .torch_files import fill, read_torch, state_of
 FILE = "vgg19-dcbb9e9d.pth"
 HELP = (
     f"Get https://download.pytorch.org/models/{FILE} (575 MB) and put it into ~/.cache/headwarp or set HEADWARP_VGG19 "
-    "to it. Without it, train with perceptual: efficientnet_lite0."
+    "to it. Without it, train with perceptual_params.backbone=efficientnet_lite0."
 )
 
 

@@ -195,6 +195,12 @@ class TrainParams:
             raise ValueError("train_params.epoch_milestones goes with num_epochs; use milestones with iterations.")
         if not 0 <= self.ema < 1 or self.seed < 0:
             raise ValueError("train_params: ema must be in [0, 1) and seed not negative.")
+        for name in ("lr", "lr_critic", "clip_grad"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"train_params.{name} must not be negative, got {value}.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train_params.betas must be in [0, 1), got {list(self.betas)}.")
 
     def in_steps(self, clips: int) -> TrainParams:
         """The same with epochs turned into steps, for a source of so many clips."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Generator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,8 @@ class Trainer:
         finished = self.folder / FINISHED
         finished.unlink(missing_ok=True)
         often = self.config.log_params
-        batches = self._batches()  # first: its workers load while the validation samples are made
-        report = Report(self)
-        try:
+        # The batches first: their workers load while the validation samples are made.
+        with closing(self._batches()) as batches, closing(Report(self)) as report:
             self.clock.skip()
             while self.progress.step < self.iterations:
                 micro = [batch.to(self.fabric.device) for batch in islice(batches, self.params.accumulate)]
@@ -141,9 +141,6 @@ class Trainer:
                     raise Stopped(f"Stopped after {step} steps, with a checkpoint. {again}")
                 self.clock.mark("other")
                 self.clock.lap()
-        finally:
-            batches.close()
-            report.close()
         if self.fabric.is_global_zero:
             finished.touch()
         self._tell(f"{self.iterations} steps are done ({self.clock}). {self.folder / 'model.safetensors'}")
@@ -219,7 +216,10 @@ class Trainer:
         self.clock.mark("backward")
 
     def _make_step(self) -> Step:
-        step = step_class(self.config.method)(self.config.settings)
+        try:
+            step = step_class(self.config.method)(self.config.settings)
+        except ValueError as error:  # a setting that does not fit, or a user's file (weights, head) that is another
+            raise InputError(str(error)) from None
         if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
             step = nn.SyncBatchNorm.convert_sync_batchnorm(step)
         step = step.to(self.fabric.device).eval()

@@ -64,7 +64,7 @@ class SyntheticParams:
     keep: int = 256
     """People that each worker keeps ready, about 2 MB each; more people than that are made again and again."""
     device: str = "cpu"
-    """Where pictures are drawn."""
+    """Where pictures are drawn. A GPU wants `run_params.workers: 0`: forked processes cannot use it."""
 
     def __post_init__(self) -> None:
         if self.people < 1 or self.held_out < 1 or self.keep < 1:
@@ -178,8 +178,12 @@ class SyntheticPeople:
             params, request: see there. Heights and widths of any proportion.
             split: "test" is the held-out set.
         Raises:
-            InputError: `params.tracks` holds no tracks.
+            InputError: `params.tracks` holds no tracks, or there is no GPU where one is wanted.
         """
+        if params.device.startswith("cuda") and not torch.cuda.is_available():
+            raise InputError(
+                f"dataset_params.synthetic.device is {params.device}, but torch sees no GPU here; use cpu."
+            )
         self.params, self.request, self.split = params, request, split
         self._tracks = find_tracks(params.tracks) if params.tracks else []
         self._cast: Cast | None = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -302,8 +303,10 @@ def _check(clips: int, recipe: SetRecipe) -> None:
         raise InputError(f"--size must be even and at least 16, got {recipe.size}.")
     if recipe.people is not None and recipe.people < 1:
         raise InputError(f"--people must be at least 1, got {recipe.people}.")
-    if recipe.fps <= 0 or not 0 <= recipe.replay <= 1:
+    if not 0 < recipe.fps < math.inf or not 0 <= recipe.replay <= 1:
         raise InputError(f"--fps must be positive and --replay from 0 to 1, got {recipe.fps} and {recipe.replay}.")
+    if recipe.seed < 0:
+        raise InputError(f"--seed must not be negative, got {recipe.seed}.")
     if not 1 <= recipe.scale[0] <= recipe.scale[1]:
         raise InputError(f"--scale takes two rising numbers of at least 1, got {recipe.scale[0]} {recipe.scale[1]}.")
 

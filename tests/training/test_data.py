@@ -351,9 +351,9 @@ def test_data_that_cannot_be_used_gets_a_sentence(tmp_path, fitted, make_track, 
     make_clip(tmp_path / "short", make_track(6), 6)
     whole = (tmp_path / "short" / "clip.safetensors").read_bytes()
     (tmp_path / "short" / "clip.safetensors").write_bytes(whole[: len(whole) - 10])
+    short = open_training(params(tmp_path / "short"), Request((32, 32), needs=HEADS))
     with pytest.raises(InputError, match="is cut off"):
-        for number in range(20):
-            open_training(params(tmp_path / "short"), Request((32, 32), needs=HEADS)).sample(0, rng(number))
+        [short.sample(0, rng(number)) for number in range(20)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -285,6 +286,8 @@ def test_a_damaged_checkpoint_is_named(file, tmp_path):
         ("method=to", "method must be one of pwm"),
         ("log_params.keep_checkpoints=0", "keep_checkpoints must be at least 1"),
         ("run_params.workers=-1", "run_params.workers must be at least 0"),
+        ("train_params.lr=-1", "train_params.lr must not be negative"),
+        ("train_params.betas=[2, 0.5]", "train_params.betas must be in [0, 1)"),
         ("run_params.devices=0", "run_params.devices must be at least 1"),
         ("dataset_params.sources=[{root_dir: a, weight: 0}]", "a weight must be positive, got 0.0"),
     ],
@@ -302,6 +305,7 @@ def test_wrong_settings_get_a_sentence(file, setting, sentence):
         (["dataset_params.root_dir=null"], "names no data"),
         (["dataset_params.root_dir=/nowhere"], "/nowhere is no folder"),
         (["dataset_params.sources=[{weight: 2}]"], "must have exactly one of root_dir"),
+        ([f"dataset_params.cache_dir={__file__}"], "frames are kept in a folder"),
     ],
 )
 def test_wrong_data_settings_get_a_sentence(file, tmp_path, settings, sentence):
@@ -314,6 +318,18 @@ def test_a_device_that_is_not_there_gets_a_sentence(file, tmp_path):
     with pytest.raises(InputError, match="1 x cuda cannot be used here"):
         run(read_config(file, ["run_params.device=cuda"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_loader_processes_end_where_validation_cannot_begin(file, tmp_path, monkeypatch):
+    class Broken:
+        def __init__(self, _: object) -> None:
+            raise OSError("no validation")
+
+    monkeypatch.setattr(engine, "Report", Broken)
+    with pytest.raises(OSError, match="no validation") as caught:
+        run(read_config(file, ["run_params.workers=1"]), tmp_path / "run")
+    assert caught.tb is not None  # while somebody keeps it, and with it what its frames hold
+    assert multiprocessing.active_children() == []
 
 
 def test_configurations_are_found_by_name():

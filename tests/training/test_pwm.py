@@ -12,6 +12,7 @@ from headwarp.fitting.fit_videos import fit_files
 from headwarp.fitting.options import FitOptions
 from headwarp.geom.camera import Camera
 from headwarp.geom.head import HeadModel, HeadParams
+from headwarp.media.errors import InputError
 from headwarp.nets.discriminators import PatchGanConfig
 from headwarp.nets.model_file import load_model
 from headwarp.nets.pwm import Guide, PwmConfig
@@ -140,6 +141,18 @@ def test_clips_without_a_fit_are_refused(pair):
     bare = Batch([View(v.image) for v in pair.views], pair.clips)
     with pytest.raises(ValueError, match=r"lack .*params"):
         PwmStep(settings()).losses(bare)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("model_params.size=63", "PwmConfig.size must be a multiple of 16"),
+        ("model_params={guidance: neural_codes, vertices: 10}", "codes for 10 vertices .* has 5059"),
+    ],
+)
+def test_settings_of_another_head_or_size_are_refused_at_once(tmp_path, setting, sentence):
+    with pytest.raises(InputError, match=sentence):
+        train(read_config("smoke", [setting]), tmp_path / "run", progress=False)
 
 
 def test_psnr_over_a_mask():

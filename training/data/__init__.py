@@ -83,6 +83,8 @@ def _clips(source: SourceParams, params: DatasetParams) -> list[Clip]:
         return [clip for path in paths for clip in shard_clips(path, params.size)]
     assert source.root_dir is not None
     folder = Path(params.cache_dir or Path.home() / ".cache" / "headwarp" / "frames").expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"dataset_params.cache_dir {folder} is a file; frames are kept in a folder.")
     return find_clips(Path(source.root_dir).expanduser(), FrameStore(params.size, folder, params.cache_gb * 1e9))
 
 

@@ -85,6 +85,7 @@ class PwmStep(Step):
         weights = settings.loss_weights
         self.model = Pwm(settings.model_params)
         self.head = load_head(settings.model_params.head).requires_grad_(False)
+        Guide(self.head, settings.model_params)  # refuses codes for another number of vertices
         self.perceptual: PerceptualLoss | None = None
         if weights.any("perceptual"):
             params = settings.perceptual_params
