@@ -244,7 +244,12 @@ def test_names_keep_people_of_both_splits_apart():
 
 
 def test_bad_settings_of_a_set_are_refused_before_anything_is_written(tmp_path):
-    for bad in (replace(RECIPE, size=65), replace(RECIPE, people=0), replace(RECIPE, scale=(0.5, 2.0))):
+    for bad in (
+        replace(RECIPE, size=65),
+        replace(RECIPE, people=0),
+        replace(RECIPE, scale=(0.5, 2.0)),
+        replace(RECIPE, seed=-1),
+    ):
         with pytest.raises(InputError, match="--"):
             write_set(tmp_path / "out", 1, bad, progress=False)
     assert not (tmp_path / "out").exists()

@@ -159,5 +159,8 @@ def _search(path: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit("python -m headwarp.training.data.shards FOLDER OUT")
-    for made in write_shards(Path(sys.argv[1]), Path(sys.argv[2])):
-        print(made)
+    try:
+        print(*write_shards(Path(sys.argv[1]), Path(sys.argv[2])), sep="\n")
+    except InputError as fault:
+        print(f"headwarp: {fault}", file=sys.stderr)
+        raise SystemExit(2) from None
