@@ -49,6 +49,7 @@ class Convert:
 
     def run(self) -> None:
         from ..media.errors import InputError
+        from ..media.files import write_error
         from ..nets.model_file import save_model
 
         if self.output.suffix != ".safetensors":
@@ -64,7 +65,10 @@ class Convert:
             "sha256": ", ".join(_sha256(file) for file in files),
             "licence": LICENCES[self.kind],
         }
-        save_model(self.output, model, facts)
+        try:
+            save_model(self.output, model, facts)
+        except OSError as error:
+            raise write_error(self.output, error) from None
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         print(f"{self.output}: {self.kind}, {millions:.1f} million parameters, {describe(model)}")
 

@@ -46,16 +46,17 @@ class Depth:
 
     def run(self) -> None:
         from ..media.errors import InputError
+        from ..media.files import make_folder
 
         if not 1 <= self.fov <= 120:
             raise InputError(f"--fov takes degrees from 1 to 120, got {self.fov:g}.")
         network = open_depth(self.model)
-        self.output.mkdir(parents=True, exist_ok=True)
         number = -1
         for number, (name, picture, crop) in enumerate(self._pictures()):
-            write_depth(self.output, name, picture, network, fov=self.fov)
             if number == 0:
+                make_folder(self.output)
                 self._describe(crop)
+            write_depth(self.output, name, picture, network, fov=self.fov)
         if number < 0:
             raise InputError(f"No face found in {self.input}; pass --no-crop if its pictures are face crops already.")
         print(f"{self.output}: {number + 1} picture{'s' if number else ''}")

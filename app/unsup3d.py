@@ -43,6 +43,7 @@ class Unsup3dCommand:
         import torch
 
         from ..media.errors import InputError
+        from ..media.files import make_folder
 
         if self.size < 16 or not 0 <= self.angle <= 90:
             raise InputError(f"--size must be at least 16 and --angle in 0 to 90, got {self.size} and {self.angle:g}.")
@@ -50,7 +51,7 @@ class Unsup3dCommand:
         with torch.no_grad():
             picture = _face(self.image, self.face, whole=self.no_crop)
             results, factors = decompose(model, picture, self.size, self.angle)
-        self.output.mkdir(parents=True, exist_ok=True)
+        make_folder(self.output)
         for name, image in results.items():
             _save(self.output / f"{name}.png", image)
         facts = {

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..media.crop import Crop
 from ..media.errors import InputError
-from ..media.files import atomic_write
+from ..media.files import atomic_write, make_folder
 from ..media.image import load_image
 from ..media.sheet import contact_sheet
 from .dataset import Picture
@@ -106,7 +106,7 @@ def compare(folders: Sequence[Path | str], output: Path | str) -> Path:
     results = [read_result(folder) for folder in folders]
     _name_apart(results, folders)
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     common = _common_pairs(results)
     names, notes = _common_metrics(results)
     whole = all(len(common) == len(r.rows) for r in results)

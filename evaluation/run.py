@@ -34,7 +34,7 @@ from .. import __version__
 from ..fitting.faces import NoFaceError
 from ..media.crop import Crop
 from ..media.errors import InputError
-from ..media.files import IMAGE_SUFFIXES, atomic_write
+from ..media.files import IMAGE_SUFFIXES, atomic_write, make_folder
 from ..media.image import load_image, save_image
 from .backbones import picture_hash
 from .dataset import Clip, Frames, Moment, Picture, Ref
@@ -147,7 +147,7 @@ def evaluate(
         InputError: the folder holds another evaluation, or pictures are missing.
     """
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     label = name or (reenactor.name if reenactor else Path(str(results)).name)
     facts: dict[str, Any] = dict(reenactor.facts) if reenactor else {"pictures": f"given, in {Path(str(results)).name}"}
     what = {"model": facts, "pairs_sha256": bench.digest, "size": bench.frames.size, "refit": bench.frames.refit}

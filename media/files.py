@@ -37,6 +37,18 @@ def write_error(path: str | Path, error: Exception) -> InputError:
     return InputError(f"Cannot write {path}: {reason}.")
 
 
+def make_folder(path: Path) -> None:
+    """A folder for results, with those above it, where there is none yet.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
 def read_error(path: str | Path) -> InputError | None:
     """The sentence for a path no file can be read from: missing, a folder, empty, forbidden; None where all is well."""
     path = Path(path)

@@ -64,6 +64,9 @@ def test_wrong_input_is_told(tmp_path, depth_file):
         Depth(tmp_path / "grey.png", tmp_path / "out", depth_file, fov=0).run()
     with pytest.raises(InputError, match="no model file"):
         Depth(tmp_path / "grey.png", tmp_path / "out", tmp_path / "none.safetensors").run()
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=r"Cannot write .*grey\.png: a part of that path is a file"):
+        Depth(tmp_path / "grey.png", tmp_path / "grey.png", depth_file, no_crop=True).run()
 
 
 def test_a_sloping_plane_has_its_normal():

@@ -74,6 +74,8 @@ def test_bad_input_is_told(model_file, picture, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--size must be at least 16"):
         Unsup3dCommand(picture, tmp_path / "out", model=model_file, size=4).run()
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="a part of that path is a file"):
+        Unsup3dCommand(picture, picture, model=model_file, no_crop=True).run()
 
 
 def test_an_official_checkpoint_becomes_a_model_file(tmp_path):
@@ -84,3 +86,6 @@ def test_an_official_checkpoint_becomes_a_model_file(tmp_path):
     assert torch.equal(
         load_model(tmp_path / "unsup3d.safetensors").netD.network[0].weight, model.netD.network[0].weight
     )
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(InputError, match="that is a folder"):
+        Convert("unsup3d", tmp_path / "folder.safetensors", checkpoint=tmp_path / "checkpoint030.pth").run()

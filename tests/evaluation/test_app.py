@@ -128,6 +128,8 @@ def test_the_commands_from_task_to_comparison(data, tmp_path, capsys):
 
 def test_wrong_flags_are_told(data, tmp_path):
     plain = Evaluate(data=data, output=tmp_path / "out")
+    taken = tmp_path / "taken"
+    taken.touch()
     for change, words in (
         ({"model": "still", "results": tmp_path}, "not both"),
         ({"size": 8}, "from 64 to 1024"),
@@ -135,6 +137,7 @@ def test_wrong_flags_are_told(data, tmp_path):
         ({"limit": 0}, "--limit must be at least 1"),
         ({"data": tmp_path / "none"}, "must be a folder"),
         ({"model": str(tmp_path / "none.safetensors"), "protocol": "reconstruction"}, "no model file"),
+        ({"model": "still", "output": taken, "limit": 1, "cache": tmp_path / "cache"}, "a part of that path is a file"),
     ):
         with pytest.raises(InputError, match=words):
             replace(plain, **change).run()
