@@ -11,7 +11,6 @@ from ...nets.config import build
 from ..config import DatasetParams, SourceParams
 from .clips import HEAD_FIELDS, Clip, HeldOutClips, TrainingClips, check_clips, check_hold_out, divide, find_clips
 from .frames import FrameStore
-from .shards import shard_clips
 from .source import Mixture, Request, Source, Split
 
 __all__ = ["Mixture", "Request", "Source", "Split", "open_held_out", "open_training"]
@@ -77,6 +76,8 @@ def _held_out_sources(source: SourceParams, params: DatasetParams, request: Requ
 
 def _clips(source: SourceParams, params: DatasetParams) -> list[Clip]:
     if source.shards is not None:
+        from .shards import shard_clips  # here, because that module is also run as a command
+
         paths = [Path(path) for path in sorted(glob(source.shards))]
         if not paths:
             raise InputError(f"dataset_params.shards: no file fits {source.shards}.")
