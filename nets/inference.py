@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from .generator import Attention
+from .layers import fold_spectral_norm
 from .winograd import WinogradConv
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -18,17 +18,19 @@ _WIDE = 64
 
 
 def optimise(model: Model, *, bfloat16: bool = False) -> Model:
-    """A copy of a keypoint model for inference; outputs agree to about 1e-5.
+    """A copy of a model for inference; outputs agree to about 1e-5.
 
     Batch and spectral norms go into the weights, modules that have a faster equal (`folded()`) give way to it, wide
     3 x 3 convolutions become Winograd's on a CPU, and weights are stored channels_last.
 
     Args:
-        bfloat16: the convolutions of `generator` compute with 8 bits of mantissa, for processors that do so faster;
-            pictures then change by about a grey level. Keypoints, attention and deformation stay float32.
+        bfloat16: the convolutions of a keypoint model's `generator` compute with 8 bits of mantissa, for processors
+            that do so faster; pictures then change by about a grey level. Keypoints, attention and deformation stay
+            float32.
     """
-    copy = deepcopy(model).eval().requires_grad_(False)
-    _normalise(copy)
+    copy = deepcopy(model).eval()
+    fold_spectral_norm(copy)
+    copy.requires_grad_(False)
     _fold(copy)
     if bfloat16:
         generator = copy.generator
@@ -46,24 +48,6 @@ def _fold(module: nn.Module) -> None:
             setattr(module, name, folded())
         else:
             _fold(child)
-
-
-def _normalise(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.Conv2d) and parametrize.is_parametrized(child):
-            setattr(module, name, _plain(child))
-        else:
-            _normalise(child)
-
-
-def _plain(conv: nn.Conv2d) -> nn.Conv2d:
-    """The convolution with its normalised weight. A new one, because removing a parametrization from a copy removes it
-    from the original too: copies share the class that it hangs on."""
-    kernel, stride, padding = conv.kernel_size, conv.stride, conv.padding
-    bias = conv.bias is not None
-    plain = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, padding, bias=bias)  # type: ignore[arg-type]
-    plain.load_state_dict({"weight": conv.weight, **({"bias": conv.bias} if bias else {})})
-    return plain.to(conv.weight).requires_grad_(False)
 
 
 def _to_winograd(module: nn.Module) -> None:
