@@ -388,8 +388,23 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
+DEMO_FLAGS = {
+    "--source_image": ("--source",),
+    "--driving_video": ("--driving",),
+    "--result_video": ("--output",),
+    "--find_best_frame": ("--rest", "best"),
+    "--best_frame": ("--rest",),
+    "--relative": ("--motion", "relative"),
+    "--cpu": (),
+}
+"""Flags of the demos of FOMM and DaGAN -> those of `headwarp animate`."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `headwarp` command."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["animate"]:
+        given = [part for flag in given for part in DEMO_FLAGS.get(flag, (flag,))]
     # Between two parallel loops torch's threads wait by spinning, a millisecond by default, on the cores that our
     # kernels want. Ten times shorter serves both (docs/kernels.md). Read when torch is loaded; the user's word counts.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -398,7 +413,7 @@ def main(arguments: list[str] | None = None) -> None:
             COMMANDS,
             prog="headwarp",
             description="One-shot face animation driven by explicit 3D geometry.",
-            args=arguments,
+            args=given,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except BrokenPipeError:  # `headwarp --help | head`

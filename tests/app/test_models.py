@@ -153,6 +153,16 @@ def test_ostnet_shows_the_rectified_driver_beside_the_driver():
     assert (shown["rectified driver"] != shown["driving keypoints"]).mean() > 0.5
 
 
+def test_the_flags_of_the_original_demos_work(lab: SimpleNamespace, crop: Path, fomm: Path, tmp_path: Path):
+    out = tmp_path / "a.png"
+    done = lab.headwarp(
+        "animate", "--source_image", crop, "--driving_video", crop, "--result_video", out, "--relative",
+        "--adapt_scale", "--best_frame", "0", "--cpu", "--model", fomm, "--no-crop",
+    )  # fmt: skip
+    assert done.code == 0, done
+    assert out.exists()
+
+
 def test_at_rest_relative_motion_moves_nothing(lab: SimpleNamespace, crop: Path, fomm: Path, tmp_path: Path):
     """The first driving frame is the rest: the source's own keypoints, whatever the driver's are."""
     outs = []
