@@ -33,6 +33,8 @@ from ..lanes import (
 )
 from .reference import Axis, displacement_axis
 
+_SHARE = 1 << 22
+"""Bytes of features that are worth a thread of their own: waking one costs as much as warping one or two megabytes."""
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 
 
@@ -68,6 +70,7 @@ def warp(
         rows = (*_row(width), np.empty(0, np.float32))
         forward(*pixels, *vectors, shape, meaning, zeros, *target, size, top, bottom, line, *rows)
 
+    threads = _worthwhile(features, threads)
     _threads.run(fill, _threads.bands(batch, height, threads), threads)
 
 
@@ -89,6 +92,7 @@ def warp_backward(
     threads, smooth fields need little extra memory, and the result does not depend on the number of threads.
     """
     batch, height, width, channels = features.shape
+    threads = _worthwhile(features, threads)
     n_bands = min(max(4 // max(batch, 1), 1), height)
     edges = [height * k // n_bands for k in range(n_bands + 1)]
     pieces = [(b, k) for b in range(batch) for k in range(n_bands)]
@@ -128,6 +132,11 @@ def warp_backward(
             start = b * height + first[b, k]
             buffer[start : start + rows[b, k]] += buffer[ends[b, k] - rows[b, k] : ends[b, k]]
     return buffer[: height * batch].reshape(features.shape), d_field
+
+
+def _worthwhile(features: NDArray[Any], threads: int) -> int:
+    """How many threads to use for so much."""
+    return max(1, min(threads, features.nbytes // _SHARE))
 
 
 def _whole(width: int) -> int:

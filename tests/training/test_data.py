@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -354,6 +355,17 @@ def test_data_that_cannot_be_used_gets_a_sentence(tmp_path, fitted, make_track, 
     short = open_training(params(tmp_path / "short"), Request((32, 32), needs=HEADS))
     with pytest.raises(InputError, match="is cut off"):
         [short.sample(0, rng(number)) for number in range(20)]
+
+
+def test_workers_start_where_opencv_has_threads(fitted):
+    """A worker forked beside OpenCV's threads once waited for them for ever."""
+    cv2.setNumThreads(4)
+    cv2.resize(np.zeros((1024, 1024, 3), np.uint8), (2048, 2048), interpolation=cv2.INTER_CUBIC)  # starts them
+    source = open_training(params(fitted), Request((32, 32)))
+    batches = load(source, 0, Dealer(0, 9, 2, accumulate=1, rank=0, world=1), workers=1, pin=False)
+    assert len(next(batches)) == 2
+    assert cv2.getNumThreads() == 4
+    batches.close()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -92,7 +92,15 @@ def load(source: Source, seed: int, dealer: Dealer, *, workers: int, pin: bool) 
         prefetch_factor=4 if workers else None,
         pin_memory=pin,
     )
-    return _raised(iter(loader))
+    threads = cv2.getNumThreads()
+    # Ends OpenCV's threads. A worker forked beside them would inherit a pool without its threads, and wait for them for
+    # ever.
+    cv2.setNumThreads(1)
+    try:
+        batches = iter(loader)
+    finally:
+        cv2.setNumThreads(threads)
+    return _raised(batches)
 
 
 def _raised(batches: Iterator[Batch | InputError]) -> Generator[Batch]:
@@ -127,5 +135,6 @@ def _start_worker(_: int) -> None:
     """The main process ends the workers; signals that a terminal or a scheduler sends to all are for it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    cv2.setNumThreads(1)
+    if cv2.getNumThreads() != 1:  # started anew, not forked
+        cv2.setNumThreads(1)
     torch.set_num_threads(1)
