@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -62,18 +62,20 @@ def train(config: TrainConfig, output: Path | str | None = None, *, progress: bo
         Stopped: SIGTERM or Ctrl-C came; a checkpoint is written.
     """
     fabric = launch(config.run_params)
-    folder = _agreed_folder(fabric, config, output)
-    with stop_signals() as asked:
-        Trainer(config, folder, fabric, progress=progress).run(asked)
+    with ExitStack() as held:
+        folder = _agreed_folder(fabric, config, output, held)
+        with stop_signals() as asked:
+            Trainer(config, folder, fabric, progress=progress).run(asked)
     return folder
 
 
-def _agreed_folder(fabric: Fabric, config: TrainConfig, output: Path | str | None) -> Path:
-    """The run folder, chosen by the first process. Where it is refused, that one says why and all of them end."""
+def _agreed_folder(fabric: Fabric, config: TrainConfig, output: Path | str | None, held: ExitStack) -> Path:
+    """The run folder, chosen by the first process and kept from others until `held` ends. Where it is refused, that one
+    says why and all of them end."""
     answer: Path | InputError = Path()
     if fabric.is_global_zero:
         try:
-            answer = run_folder(config, output)
+            answer = held.enter_context(run_folder(config, output))
         except InputError as error:
             answer = error
     answer = fabric.broadcast(answer, src=0)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two runs apart there
+    fcntl = None  # type: ignore[assignment]
 
 import yaml
 
 from .. import __version__
 from ..media.errors import InputError
-from ..media.files import atomic_write
+from ..media.files import atomic_write, write_error
 from .checkpoint import checkpoints
 from .config import TrainConfig
 
 LOGS = Path("log")
-CONFIG, CHECKPOINTS, FINISHED = "config.yaml", "checkpoints", "finished"
+CONFIG, CHECKPOINTS, FINISHED, LOCK = "config.yaml", "checkpoints", "finished", ".lock"
 _MAY_CHANGE = (
     "run_params.",
     "log_params.",
@@ -28,17 +36,26 @@ _MAY_CHANGE = (
 """What a run may go on with although it was begun with something else."""
 
 
-def run_folder(config: TrainConfig, output: Path | str | None) -> Path:
-    """The folder of a run, made where it is missing, with the configuration inside.
+@contextmanager
+def run_folder(config: TrainConfig, output: Path | str | None) -> Iterator[Path]:
+    """The folder of a run, made where it is missing, with the configuration inside, and no other process's until the
+    block ends.
 
     Args:
         config: of the run.
         output: the folder; None: the newest log/NAME DATE (FOMM's pattern, UTC) that has the same configuration and is
             not finished, else a new one.
     Raises:
-        InputError: the folder holds a run with settings that learn something else.
+        InputError: the folder holds a run with settings that learn something else, or one that another process trains.
     """
     folder = Path(output) if output is not None else _unfinished(config) or _new(config)
+    with _locked(folder):
+        _claim(config, folder)
+        yield folder
+
+
+def _claim(config: TrainConfig, folder: Path) -> None:
+    """Write the configuration into the folder, if it is new or holds a run that may go on with it."""
     if (folder / CONFIG).exists() and checkpoints(folder / CHECKPOINTS):  # else nothing was learnt yet
         changes = [change for change in _changes(folder, config) if not change.startswith(_MAY_CHANGE)]
         if changes:
@@ -48,7 +65,37 @@ def run_folder(config: TrainConfig, output: Path | str | None) -> Path:
             )
     with atomic_write(folder / CONFIG) as part:
         part.write_text(config.as_yaml())
-    return folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """A lock that ends with the process, however it ends. Loader processes do not inherit it, as they would flock's."""
+    if fcntl is None:
+        yield
+        return
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    except (OSError, ValueError) as error:
+        raise write_error(path, error) from error
+    try:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            owner = os.read(lock, 200).decode(errors="replace") or "it does not say which"
+            raise InputError(
+                f"{folder} is being trained by another process ({owner}). Wait for its end, or choose another folder "
+                "with -o."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        else:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()} on {platform.node()}".encode(), 0)
+        yield
+    finally:
+        os.close(lock)
 
 
 def facts(config: TrainConfig, step: int) -> dict[str, str]:

@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import tyro
 import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
@@ -29,6 +30,7 @@ from headwarp.training.config import TrainConfig, TrainParams, find_config, read
 from headwarp.training.engine import Diverged, Stopped, train
 from headwarp.training.log import Meter
 from headwarp.training.optim import Average
+from headwarp.training.run_folder import run_folder
 
 TOY = Path(__file__).with_name("toy.py")
 
@@ -244,6 +246,20 @@ def test_a_folder_of_another_run_is_refused(file, tmp_path):
         run(read_config(file, ["train_params.lr=0.02"]), folder)
     more = run(read_config(file, ["train_params.iterations=15", "log_params.log_freq=1"]), folder)
     assert last(more).stem == "00000015"
+
+
+def test_a_folder_that_is_being_trained_is_refused(file, tmp_path):
+    with run_folder(read_config(file), tmp_path / "run") as folder:
+        said = process(file, folder)
+        assert f"run is being trained by another process ({os.getpid()} on " in said
+        assert not list((folder / "checkpoints").glob("*"))
+    assert "exit code 0" in process(file, folder)
+
+
+def test_settings_may_stand_behind_the_folder(tmp_path):
+    for given in (["-o", "run", "a.b=1", "c=2"], ["a.b=1", "c=2", "-o", "run"]):
+        command = tyro.cli(Train, args=["smoke", *given])
+        assert (command.settings, command.output) == (("a.b=1", "c=2"), Path("run"))
 
 
 def test_a_folder_of_a_run_that_never_began_takes_other_settings(file, tmp_path):
