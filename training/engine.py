@@ -38,6 +38,9 @@ from .run_folder import CHECKPOINTS, FINISHED, facts, run_folder
 from .step import Losses, Step
 from .steps import step_class
 
+_SIDE = 32
+"""Every network of the package takes squares with sides of a multiple of this; some take others too."""
+
 
 class Diverged(RuntimeError):
     """A loss or a weight is not finite; the message names it and the last good checkpoint."""
@@ -123,7 +126,7 @@ class Trainer:
             while self.progress.step < self.iterations:
                 micro = [batch.to(self.fabric.device) for batch in islice(batches, self.params.accumulate)]
                 self.clock.mark("data")
-                report.add(self.train_step(self.progress.step, micro))
+                report.add(self._fitting_step(self.progress.step, micro))
                 self.progress.step += 1
                 step, last = self.progress.step, self.progress.step == self.iterations
                 stop = False
@@ -146,6 +149,24 @@ class Trainer:
         if self.fabric.is_global_zero:
             finished.touch()
         self._tell(f"{self.iterations} steps are done ({self.clock}). {self.folder / 'model.safetensors'}")
+
+    def _fitting_step(self, number: int, batches: list[Batch]) -> Losses:
+        """`train_step`; what fails with pictures of an unusual size says so.
+
+        Raises:
+            InputError: the network cannot take pictures of this size.
+        """
+        try:
+            return self.train_step(number, batches)
+        except (RuntimeError, ValueError) as error:
+            height, width = self.request.size
+            usual = height == width and height % _SIDE == 0
+            if usual or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InputError(
+                f"dataset_params.frame_shape [{height}, {width}, 3] does not fit the network ({error}). Squares whose "
+                f"side is a multiple of {_SIDE} do."
+            ) from error
 
     def train_step(self, number: int, batches: list[Batch]) -> Losses:
         """One step of all parts.

@@ -329,6 +329,11 @@ def test_wrong_data_settings_get_a_sentence(file, tmp_path, settings, sentence):
         run(read_config(file, settings), tmp_path / "run")
 
 
+def test_pictures_that_do_not_fit_the_network_get_a_sentence(file, tmp_path):
+    with pytest.raises(InputError, match=r"frame_shape \[15, 16, 3\] does not fit the network .* a multiple of 32 do"):
+        run(read_config(file, ["dataset_params.frame_shape=[15, 16, 3]"]), tmp_path / "run")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_device_that_is_not_there_gets_a_sentence(file, tmp_path):
     with pytest.raises(InputError, match="1 x cuda cannot be used here"):
