@@ -1,7 +1,9 @@
-"""PWM as a renderer: the network works at its own size, and the photo keeps its detail at the photo's.
+"""Networks as renderers: they work at their own size, and the photo keeps its detail at the photo's.
 
 crop at the network's size --PWM--> I_o, displacement D --+
 crop at the photo's size   --warp by D, high-pass--> detail, where I_w agrees with I_o --+--> picture
+
+crop at the photo's size --geometric--> G --reduced, refiner--> change --enlarged--+ G --> picture
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from torch import Tensor
 from ..geom.camera import Camera
 from ..geom.head import HeadModel, HeadParams
 from ..nets.pwm import Guide, Posed, Pwm, SourceState
-from ..render.geometric import Observation
+from ..nets.refiner import Clues, Refiner
+from ..render.geometric import GeometricRenderer, Observation
+from ..render.geometric import SourceState as GeometricState
 from ..render.warp import warp
 
 BORDER = 0.06
@@ -84,6 +88,57 @@ class PwmRenderer:
         return Moved(pixels.numpy())
 
 
+@dataclass
+class RefinedState:
+    """What frames share."""
+
+    geometric: GeometricState
+    normals: Tensor
+    """(1, V, 3) of the source head."""
+    camera: Camera
+    """Of the crop at the network's size."""
+    fade: Tensor
+    """(H, W) at the photo's resolution; the change fades out at the square's border."""
+
+
+class RefinedRenderer:
+    """The geometric animator with what a network adds to it, see `nets.refiner`.
+
+    Args:
+        head: whose parameters drive it.
+        model: the network, in evaluation mode.
+    """
+
+    def __init__(self, head: HeadModel, model: Refiner) -> None:
+        self.model, self.clues, self.animator = model, Clues(head), GeometricRenderer(head)
+        self.size = model.config.size, model.config.size
+
+    @torch.no_grad()
+    def encode_source(self, source: Observation) -> RefinedState:
+        camera = source.camera.crop((self.size[1] / source.image.shape[1], 0.0, 0.0))
+        geometric = self.animator.encode_source(source)
+        fade = border(geometric.photo.shape[:2])
+        return RefinedState(geometric, self.clues.normals(source.params), camera, fade)
+
+    @torch.no_grad()
+    def render(self, state: RefinedState, target: HeadParams) -> Moved:
+        made = self.animator.render(state.geometric, target)
+        height, width = made.displacement.shape[:2]
+        moved = torch.from_numpy(made.displacement).permute(2, 0, 1)[None]
+        moved = moved * moved.new_tensor([2 / width, 2 / height])[:, None, None]
+        shown = torch.from_numpy(made.visible)[None, None]
+        clues = self.clues.draw(state.normals, target, state.camera, self.size, moved, shown)
+        picture = _tensor(made.image)
+        small = picture
+        if picture.shape[-2:] != self.size:
+            small = F.interpolate(picture, self.size, mode="bilinear", align_corners=False, antialias=True)
+        change = self.model(small, clues)
+        if picture.shape[-2:] != self.size:
+            change = F.interpolate(change, picture.shape[-2:], mode="bilinear", align_corners=False)
+        pixels = ((picture + state.fade * change)[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8)
+        return Moved(pixels.numpy())
+
+
 def with_detail(image: Tensor, warped: Tensor, displacement: Tensor, photo: Tensor) -> Tensor:
     """A small result enlarged, with the photo's own detail where the network only moved it.
 
@@ -107,7 +162,7 @@ def with_detail(image: Tensor, warped: Tensor, displacement: Tensor, photo: Tens
     return (enlarge(image) + trust * detail).clamp(0, 1)
 
 
-def border(size: torch.Size | tuple[int, int]) -> Tensor:
+def border(size: torch.Size | tuple[int, ...]) -> Tensor:
     """(H, W) weights: 0 on the border, a smooth ramp, 1 inside."""
     ramps = []
     for length in size:

@@ -14,7 +14,7 @@ from ..nets.model_file import load_model, read_header
 from ..render.geometric import GeometricRenderer, Observation
 
 GEOMETRIC = "geometric"
-HEAD_METHODS = ("pwm",)
+HEAD_METHODS = ("pwm", "refiner")
 """Methods that are driven by head parameters: they also edit."""
 KEYPOINT_METHODS = ("fomm", "dagan", "g3fa", "ostnet")
 """Methods that read the motion from the driver's pictures."""
@@ -71,11 +71,14 @@ def make_renderer(name: str, head: HeadModel) -> Renderer:
     if is_keypoint_model(model):
         raise InputError(
             f"{name} is a keypoint model: it copies motion from a video and knows no pose or expression to set. "
-            "--model geometric, or a pwm model, does this."
+            "--model geometric, or a pwm or refiner model, does this."
         )
     from ..nets.pwm import Pwm
-    from .learned import PwmRenderer
+    from ..nets.refiner import Refiner
+    from .learned import PwmRenderer, RefinedRenderer
 
+    if isinstance(model, Refiner):
+        return RefinedRenderer(head, model)
     assert isinstance(model, Pwm)
     try:
         return PwmRenderer(head, model)

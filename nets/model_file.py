@@ -23,6 +23,7 @@ from .config import as_dict, build
 FORMAT = "headwarp-model-1"
 METHODS = {
     "pwm": "pwm:Pwm",
+    "refiner": "refiner:Refiner",
     "fomm": "fomm:Fomm",
     "dagan": "dagan:DaGan",
     "g3fa": "g3fa:G3fa",

@@ -8,6 +8,7 @@ from ..step import Step
 
 STEPS = {
     "pwm": "pwm:PwmStep",
+    "refiner": "refiner:RefinerStep",
     "fomm": "fomm:FommStep",
     "dagan": "dagan:DaGanStep",
     "g3fa": "g3fa:G3faStep",
