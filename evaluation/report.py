@@ -48,11 +48,12 @@ h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem;b
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:.6rem 0}
 td,th{padding:.22rem .7rem;text-align:right;border-bottom:1px solid #e6e9ec;vertical-align:top}
 th{font-weight:600;background:#f5f6f8}td:first-child,th:first-child{text-align:left}
-td.text,th.text{text-align:left;max-width:30rem}
+td.text,th.text{text-align:left;max-width:30rem;min-width:8rem}td small{white-space:nowrap}
 small,.soft{color:#69727d}.good{color:#0a7a3c}.bad{color:#b3261e}code{font-size:.86em}
 .note{background:#fff6df;border-left:4px solid #e0a800;padding:.3rem .8rem;margin:.4rem 0}
 img{max-width:100%}figure{margin:.6rem 0}.plots{display:flex;flex-wrap:wrap;gap:1.2rem}details{margin:.6rem 0}
-.wide{overflow-x:auto}svg text{font:11px system-ui,sans-serif}svg .title{font-weight:600}svg .soft{fill:#69727d}
+.wide{overflow-x:auto}svg{max-width:100%;height:auto}
+svg text{font:11px system-ui,sans-serif}svg .title{font-weight:600}svg .soft{fill:#69727d}
 svg circle{fill:#3b6fb6;opacity:.4}svg line{stroke:#1d2126;stroke-width:2}
 """
 
@@ -77,8 +78,8 @@ def write_report(result: Result, output: Path | str) -> Path:
         _subtitle(result),
         *(f'<p class="note">{_text(problem)}</p>' for problem in result.problems),
         "<h2>Numbers</h2>",
-        "<p class=soft>Means over pairs, 95 % intervals from drawing whole clips with replacement, number of pairs. "
-        "&darr; lower is better, &uarr; higher is better.</p>",
+        "<p class=soft>Means over pairs, 95 % intervals from drawing whole clips with replacement; the number of pairs "
+        "where it is not that of the column. &darr; lower is better, &uarr; higher is better.</p>",
         _numbers(result),
         *_cases(result, places),
         *_strips(result, places),
@@ -190,10 +191,11 @@ def _subtitle(result: Result, pairs: int | None = None) -> str:
 
 def _numbers(result: Result) -> str:
     groups = list(result.tables)
-    head = "".join(f"<th>{_text(g)}</th>" for g in groups)
+    pairs = {g: max(int(cell["count"]) for cell in result.tables[g].values()) for g in groups}
+    head = "".join(f"<th>{_text(g)}<br><small>{pairs[g]} pairs</small></th>" for g in groups)
     lines = [f"<tr><th>metric</th>{head}<th class=text>read by</th><th class=text>in place of</th></tr>"]
     for name, card in result.metrics.items():
-        cells = "".join(f"<td>{_cell(result.tables[g].get(name))}</td>" for g in groups)
+        cells = "".join(f"<td>{_cell(result.tables[g].get(name), pairs[g])}</td>" for g in groups)
         read = _text(card["card"]["name"]) if card["card"]["name"] != "none" else ""
         tail = f"<td class=text>{read}</td><td class=text>{_text(card['stands_for'])}</td>"
         lines.append(f"<tr><td>{_title(card)}</td>{cells}{tail}</tr>")
@@ -208,11 +210,15 @@ def _title(card: Mapping[str, Any]) -> str:
     return f"{_text(card['title'])} {arrow}{unit}"
 
 
-def _cell(cell: Mapping[str, float] | None) -> str:
+def _cell(cell: Mapping[str, float] | None, pairs: int) -> str:
     if cell is None:
         return "<small>&ndash;</small>"
-    interval = f" [{_number(cell['low'])}, {_number(cell['high'])}]" if "low" in cell else ""
-    return f"{_number(cell['mean'])}<br><small>{interval} {cell['count']}</small>"
+    lines = [_number(cell["mean"])]
+    if "low" in cell:
+        lines.append(f"<small>[{_number(cell['low'])}, {_number(cell['high'])}]</small>")
+    if cell["count"] != pairs:
+        lines.append(f"<small>{cell['count']} pairs</small>")
+    return "<br>".join(lines)
 
 
 def _definitions(result: Result, names: Iterable[str] | None = None) -> str:
@@ -344,7 +350,7 @@ def _drawing(card: Mapping[str, Any], people: Mapping[str, Sequence[float]]) -> 
     marks = []
     for number, person in enumerate(shown):
         y = top + step * number + step / 2
-        label = person if len(person) < 18 else f"{person[:16]}.."
+        label = person if len(person) < 18 else f"..{person[-16:]}"  # names of one set begin alike
         marks.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{_text(label)}</text>')
         some = people[person]
         dots = some if len(some) <= 60 else np.quantile(some, np.linspace(0, 1, 60)).tolist()
@@ -359,8 +365,10 @@ def _drawing(card: Mapping[str, Any], people: Mapping[str, Sequence[float]]) -> 
     hidden = f", {len(order) - len(shown)} between them not shown" if len(order) > len(shown) else ""
     arrow = "lower is better" if card["better"] == "lower" else "higher is better"
     title = f"{_text(card['title'])} <tspan class='soft'>({arrow}{hidden})</tspan>"
+    across = left + width + 10
     return (
-        f'<svg width="{left + width + 10}" height="{height}"><text x="0" y="14" class="title">{title}</text>'
+        f'<svg width="{across}" height="{height}" viewBox="0 0 {across} {height}">'
+        f'<text x="0" y="14" class="title">{title}</text>'
         f"{''.join(marks)}{ends}</svg>"
     )
 
@@ -532,7 +540,8 @@ def _figure(picture: Picture) -> str:
 
 
 def _write_page(path: Path, title: str, parts: Sequence[str]) -> None:
-    head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>{_STYLE}</style>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{_text(title)}</title><style>{_STYLE}</style>"
     page = f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
