@@ -355,6 +355,17 @@ class Doctor:
 
 
 @dataclass
+class Models:
+    """List the models of the package (checked by hash) and those that a user may add: what for, licence, size, where."""
+
+    def run(self) -> None:
+        from .catalogue import report
+
+        if not report():
+            raise SystemExit(1)
+
+
+@dataclass
 class Demo:
     """Animate a public-domain photograph with the example clip; the fastest way to see that everything works."""
 
@@ -383,6 +394,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "depth": Depth,
     "unsup3d": Unsup3dCommand,
     "demo": Demo,
+    "models": Models,
     "doctor": Doctor,
     "bench": Bench,
 }

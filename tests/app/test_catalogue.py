@@ -1,0 +1,54 @@
+"""`headwarp models`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from headwarp.app import catalogue
+from headwarp.media.errors import InputError
+
+PAGE = Path(__file__).parents[2] / "docs" / "provenance.md"
+
+
+def test_every_model_file_of_the_package_is_listed_with_the_hash_of_its_page():
+    page = PAGE.read_text()
+    assert {entry.file for entry in catalogue.SHIPPED} == {
+        str(path.relative_to(catalogue.ASSETS))
+        for path in catalogue.ASSETS.rglob("*")
+        if path.suffix in (".safetensors", ".tflite", ".task") and "examples" not in path.parts
+    }
+    for entry in catalogue.SHIPPED:
+        assert f"`{entry.sha256}`" in page, entry.file
+        assert entry.state() == "ok"
+
+
+def test_a_changed_file_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    entry = replace(catalogue.SHIPPED[0], file="model.safetensors")
+    monkeypatch.setattr(catalogue, "ASSETS", tmp_path)
+    monkeypatch.setattr(catalogue, "SHIPPED", (entry,))
+    with pytest.raises(InputError, match="is missing"):
+        catalogue.shipped("model.safetensors")
+    (tmp_path / "model.safetensors").write_bytes(b"something else")
+    with pytest.raises(InputError, match="is changed: install headwarp again"):
+        catalogue.shipped("model.safetensors")
+    assert not catalogue.report()
+
+
+def test_the_command_says_what_is_there_and_how_to_get_the_rest(
+    lab: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(catalogue, "USER", tmp_path)
+    absent = lab.headwarp("models")
+    assert absent.code == 0
+    assert "open_head.safetensors" in absent.out
+    assert "see third_party/fomm.md" in absent.out
+    (tmp_path / "vox-adv-cpk.pth.tar").write_bytes(bytes(1_500_000))
+    there = lab.headwarp("models")
+    (line,) = [line for line in there.out.splitlines() if line.lstrip().startswith("FOMM")]
+    assert "present" in line
+    assert "1.5 MB" in line
+    assert str(tmp_path / "vox-adv-cpk.pth.tar") in there.out
