@@ -7,7 +7,8 @@ and without the two parts, same budget, seed and samples, into OUT/NAME, and jud
 each driving frame as it is (same scale), and stretched twice (different scale); the truth is the frame unstretched.
 Runs that were begun go on, finished ones are only judged. `main` takes other budgets.
 
-Beside the models: `source`, the source unmoved, and `driving`, the frame that was given, stretched or not.
+Beside the models: `source`, the source unmoved, and `driving`, the frame that was given, stretched or not. How far the
+keypoints that drive lie from those of the truth is told beside them: it needs no picture, and so no trained generator.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ def main(
         scores = judge(networks, samples)
         report = {"machine": machine(), "pairs": len(samples), "settings": list(settings), "people": people}
         report |= {"means": {name: found.means() for name, found in scores.items()}}
+        report["keypoints"] = keypoint_errors(networks, samples)
         report["gains"] = _gains(scores, [sample.clips[0].split(" ")[0] for sample in samples])
         _print(report)
         if output is not None:
@@ -147,6 +149,26 @@ def judge(networks: Mapping[str, OstNet], samples: Sequence[Batch], batch: int =
                 if isinstance(motion, ScaledMotion) and motion.rectified is not None:
                     scores[f"{name} rectified"].add(motion.rectified, truth, stretched=stretched)
     return scores
+
+
+@torch.no_grad()
+def keypoint_errors(
+    networks: Mapping[str, OstNet], samples: Sequence[Batch], batch: int = 16
+) -> dict[str, list[float]]:
+    """Mean distance of the keypoints that drive, read from stretched frames, to those that the same network reads from
+    the truth, in % of the picture's width: [of the stretched frame itself, of what the network makes of it]."""
+    factors = fixed_stretches(len(samples))
+    sums = {name: [0.0, 0.0] for name in networks}
+    for first in range(0, len(samples), batch):
+        part = Batch.cat(samples[first : first + batch]).to("cpu")
+        truth = part.driving.image
+        driving = stretch(truth, *factors[first : first + len(part)].unbind(1))
+        for name, network in networks.items():
+            state = network.encode_source(part.source.image)
+            wanted = network.read_motion(truth).value
+            for i, found in enumerate((network.read_motion(driving), network.read_motion(driving, state))):
+                sums[name][i] += float((found.value - wanted).norm(dim=-1).mean(1).sum()) * 50
+    return {name: [value / len(samples) for value in values] for name, values in sums.items()}
 
 
 @torch.no_grad()
@@ -192,6 +214,8 @@ def _print(report: Mapping[str, Any]) -> None:
         print(f"{table:24}" + "".join(f"{metric:>9}" for metric in METRICS))
         for name, means in report["means"].items():
             print(f"  {name:22}" + "".join(f"{means[table][metric]:9.3f}" for metric in METRICS))
+    for name, (seen, drive) in report["keypoints"].items():
+        print(f"{name}: keypoints of stretched frames {seen:.2f} % of the width off, those that drive {drive:.2f} %")
     for name, gains in report["gains"].items():
         told = ", ".join(
             f"{metric} {mean:+.3f} [{low:+.3f}, {high:+.3f}]" for metric, (mean, low, high) in gains.items()

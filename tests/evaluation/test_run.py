@@ -106,6 +106,8 @@ def test_a_result_says_what_read_the_pictures(done):
 def test_pages_hold_everything_in_themselves(done):
     page = (done / "still" / "report.html").read_text()
     assert "http" not in page
+    assert 'name="viewport"' in page  # else a phone lays it out for a desk
+    assert "<small>4 pairs</small></th>" in page
     assert page.count("data:image/jpeg") >= 3  # worst, best, sequences
     assert page.count("<svg") >= 3
     table = (done / "still" / "table.tex").read_text()

@@ -8,7 +8,7 @@ import yaml
 from torch import Tensor
 from torch.optim import Adam
 
-from headwarp.benchmarks.scale import judge
+from headwarp.benchmarks.scale import judge, keypoint_errors
 from headwarp.nets.config import build
 from headwarp.nets.keypoints import Motion, gaussian
 from headwarp.nets.layers import corner_grid
@@ -224,3 +224,15 @@ def test_configurations_are_read_and_written(name):
         assert config.settings.model_params == PAPER
     plain = read_config(name, ["model_params.scale_transform=false", "model_params.scale_embedding=false"])
     assert plain.settings.model_params.base_params == config.settings.model_params.base_params
+
+
+def test_keypoints_that_drive_are_held_against_those_of_the_truth():
+    batch = faces(3, torch.Generator().manual_seed(0))
+    samples = [Batch([View(view.image[k : k + 1]) for view in batch.views], [batch.clips[k]]) for k in range(3)]
+    model = OstNetStep(settings()).model.eval()
+    stretched, driving = keypoint_errors({"model": model}, samples, batch=2)["model"]
+    assert 0 < stretched < 100
+    assert driving == pytest.approx(stretched)  # untrained, it changes nothing
+    with torch.no_grad():
+        model.transformation.move.bias += 0.3
+    assert keypoint_errors({"model": model}, samples)["model"][1] != pytest.approx(stretched)
