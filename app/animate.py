@@ -26,7 +26,7 @@ from .animator import Animator, Picture, Portrait, Stage, shared_head, whole_pix
 from .driving import HeadMotion
 from .models import is_keypoint_model, open_model
 from .options import DEFAULTS, AnimateOptions
-from .output import bar, check_paths, finish, open_output
+from .output import Watch, bar, check_paths, finish, open_output
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def animate(
     *,
     head: HeadModel | str = "open",
     fitted: Path | None = None,
-    progress: bool = False,
+    progress: bool | Watch = False,
 ) -> Animated:
     """Make the face of `source` follow the one of `driving`.
 
@@ -59,7 +59,7 @@ def animate(
         options: see `AnimateOptions`.
         head: head model, or its name or path; of an `Animator` its own.
         fitted: the driving video's track, where `options.save_motion` wrote it before; spares the fit.
-        progress: show a bar on stderr.
+        progress: show a bar on stderr, or who is told of every frame.
     Raises:
         InputError: unreadable input, no face, or the output cannot be written; nothing is left behind then.
     """
@@ -102,7 +102,9 @@ def animate(
             for i, portrait in enumerate(islice(portraits, len(piece))):
                 moment = piece.params[i]
                 target = transfer(model, portrait.params, moment, rest, how) if targets is None else targets[i]
-                writer.write(scene.stage.render(portrait, target, crop_only=options.crop_only), float(piece.times[i]))
+                picture = scene.stage.render(portrait, target, crop_only=options.crop_only)
+                writer.write(picture, float(piece.times[i]))
+                shown.frame(picture)
                 frames += 1
                 unseen += bool(piece.confidence[i] == 0)
                 shown.update(share)

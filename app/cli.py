@@ -28,6 +28,7 @@ from .options import AnimateOptions
 from .synth import Synth
 from .train import Train
 from .unsup3d import Unsup3dCommand
+from .web.command import App
 from .webcam import Webcam
 
 if TYPE_CHECKING:
@@ -382,6 +383,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "animate": Animate,
     "edit": Edit,
     "frontalize": Frontalize,
+    "app": App,
     "webcam": Webcam,
     "fit": Fit,
     "convert-track": ConvertTrack,

@@ -17,7 +17,7 @@ from ..media.errors import InputError
 from ..media.files import read_error
 from ..media.video import Frame, VideoReader
 from .options import AnimateOptions
-from .output import bar
+from .output import Watch, bar
 
 TRACK_SUFFIXES = (".safetensors", ".csv")
 """Motion without pictures."""
@@ -106,7 +106,7 @@ class HeadMotion:
                 f"{self.path} shows {several} faces; the largest drives, --driving-face 1 is the next."
             )
 
-    def steps(self, progress: bool) -> Generator[Step]:
+    def steps(self, progress: bool | Watch) -> Generator[Step]:
         with bar("look for rest", self.count, progress) as shown:
             yield from self._steps(shown.update)
 
@@ -115,7 +115,7 @@ class HeadMotion:
             for i in range(len(piece)):
                 yield Step(piece.params[i], float(piece.times[i]), bool(piece.confidence[i] > 0))
 
-    def rest(self, progress: bool) -> HeadParams | None:
+    def rest(self, progress: bool | Watch) -> HeadParams | None:
         """Parameters (B = 1) of the frame that counts as rest; None: the first one, without looking ahead."""
         wanted = self.options.rest
         if wanted == "first" or self.options.motion == "absolute":

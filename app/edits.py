@@ -44,6 +44,7 @@ from ..nets.config import as_dict, build
 
 if TYPE_CHECKING:
     from .animate import Animated
+    from .output import Watch
 
 Part = Literal["pose", "jaw", "gaze", "expression"]
 
@@ -190,7 +191,7 @@ def load_edit(path: str | Path) -> Edit:
     values = _load(path)
     if "keyframes" in values:
         raise InputError(f"{path} holds keyframes, not one edit; give it as --keyframes.")
-    return _edit(values, path)
+    return edit_from(values, path)
 
 
 def load_keyframes(path: str | Path) -> Keyframes:
@@ -213,7 +214,7 @@ def load_keyframes(path: str | Path) -> Keyframes:
         if isinstance(time, bool) or not isinstance(time, int | float):
             raise InputError(f"{where}: a keyframe needs its time in seconds, as in `time: 1.5`.")
         times.append(float(time))
-        edits.append(_edit({"replace": common, **row}, where))
+        edits.append(edit_from({"replace": common, **row}, where))
     try:
         return Keyframes(tuple(times), tuple(edits))
     except InputError as error:
@@ -236,7 +237,7 @@ def edit_video(
     audio: bool = True,
     fps: float = 25.0,
     provenance: bool = True,
-    progress: bool = False,
+    progress: bool | Watch = False,
 ) -> Animated:
     """Apply an edit to every frame of a video, or make a video of a picture with keyframes.
 
@@ -253,7 +254,7 @@ def edit_video(
         audio: keep the video's sound.
         fps: frames per second of a video made of a picture.
         provenance: leave the note in the file that it is AI-generated.
-        progress: show a bar on stderr.
+        progress: show a bar on stderr, or who is told of every frame.
     Raises:
         InputError: unreadable input, no face, a bad edit, or the output cannot be written; nothing is left then.
     """
@@ -311,12 +312,12 @@ def edit_video(
             share = float(seen) if share is None else min(1.0, max(0.0, share + (1 if seen else -1) / _FADE))
             now = keyframes.at(time)
             if share == 0 and not crop_only:
-                writer.write(portrait.picture, time)
+                picture = portrait.picture
             else:
-                target = now.apply(model_of_head, portrait.params)
-                writer.write(
-                    stage.render(portrait, _between(portrait.params, target, share), crop_only=crop_only), time
-                )
+                target = _between(portrait.params, now.apply(model_of_head, portrait.params), share)
+                picture = stage.render(portrait, target, crop_only=crop_only)
+            writer.write(picture, time)
+            shown.frame(picture)
             frames += 1
             unseen += not seen
             shown.update(1)
@@ -361,7 +362,15 @@ def _of_values(values: Mapping[str, float], replaced: tuple[Part, ...]) -> Edit:
     return Edit(**plain, gaze=gaze, expression=groups["expression"], shape=groups["shape"], replace=replaced)
 
 
-def _edit(values: Mapping[str, Any], where: str | Path) -> Edit:
+def edit_from(values: Mapping[str, Any], where: str | Path) -> Edit:
+    """The edit of a mapping such as its file holds.
+
+    Args:
+        values: names and values of `Edit`'s fields.
+        where: how to call their origin.
+    Raises:
+        InputError: an unknown name, something that is no number, or out of range.
+    """
     try:
         return build(Edit, values, f"{where}: ").check()
     except InputError as error:

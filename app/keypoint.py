@@ -29,7 +29,7 @@ from .driving import TRACK_SUFFIXES
 from .explain import explain, explained
 from .models import open_model
 from .options import DEFAULTS, AnimateOptions
-from .output import Picture, bar, check_paths, finish, open_output
+from .output import Picture, Watch, bar, check_paths, finish, open_output
 
 SIDE = 256
 """Pixels: all published keypoint models work at this size."""
@@ -118,7 +118,12 @@ class _Sight:
 
 
 def animate_keypoints(
-    source: str | Path | Picture, driving: Path, output: str | Path, options: AnimateOptions, *, progress: bool = False
+    source: str | Path | Picture,
+    driving: Path,
+    output: str | Path,
+    options: AnimateOptions,
+    *,
+    progress: bool | Watch = False,
 ) -> tuple[int, list[Path], list[str]]:
     """Make `source` follow `driving`; arguments and errors as of `app.animate.animate`.
 
@@ -154,7 +159,9 @@ def animate_keypoints(
                 adapt_scale=options.adapt_scale,
             )
             made = animator.move(motion)
-            writer.write(animator.picture_of(made, crop_only=options.crop_only), sight.time)
+            picture = animator.picture_of(made, crop_only=options.crop_only)
+            writer.write(picture, sight.time)
+            shown.frame(picture)
             if options.explain:
                 told = explain(
                     model.generator,
@@ -232,7 +239,9 @@ def _sights(reader: VideoReader, options: AnimateOptions, problems: list[str]) -
         )
 
 
-def _rest(reader: VideoReader, animator: KeypointAnimator, options: AnimateOptions, progress: bool) -> Motion | None:
+def _rest(
+    reader: VideoReader, animator: KeypointAnimator, options: AnimateOptions, progress: bool | Watch
+) -> Motion | None:
     """Keypoints of the driving frame that counts as rest; None: the first one, without looking ahead."""
     if options.rest == "first":
         return None

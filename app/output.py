@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,9 +110,47 @@ class PictureFile:
             save_image(self.path, self.image, metadata=self.metadata)
 
 
-def bar(what: str, count: int, show: bool) -> tqdm[Any]:
-    """A progress bar over frames on stderr; in log files it writes a line now and then."""
-    return tqdm(
+class Watch(Protocol):
+    """Who looks on while frames are made. What its methods raise ends the run; nothing half-written stays."""
+
+    def beat(self, what: str, done: float, total: int) -> None:
+        """So many of so many frames are done; `total` is an estimate."""
+
+    def frame(self, picture: Picture) -> None:
+        """A finished frame, (H, W, 3)."""
+
+
+class Bar(tqdm):
+    """Progress on a terminal, which shows no pictures."""
+
+    def frame(self, picture: Picture) -> None:
+        pass
+
+
+class _Told:
+    """Progress for a `Watch`."""
+
+    def __init__(self, what: str, count: int, watch: Watch) -> None:
+        self.what, self.count, self.done, self.frame = what, count, 0.0, watch.frame
+        self._watch = watch
+
+    def __enter__(self) -> Self:
+        self.update(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, count: float = 1) -> None:
+        self.done += count
+        self._watch.beat(self.what, self.done, self.count)
+
+
+def bar(what: str, count: int, show: bool | Watch) -> Bar | _Told:
+    """Progress over frames: told to who looks on, or a bar on stderr; in log files it writes a line now and then."""
+    if not isinstance(show, bool):
+        return _Told(what, count, show)
+    return Bar(
         total=count,
         desc=what,
         disable=not show,
