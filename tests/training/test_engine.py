@@ -62,6 +62,15 @@ def run(config: TrainConfig, folder: Path) -> Path:
     return train(config, folder, progress=False)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in `toy`, which other processes run: sums in another order have other bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def process(file: Path, folder: Path, *settings: str, trouble: str = "", launcher: tuple[str, ...] = ()) -> str:
     """`headwarp train` in a process of its own; returns what it said and its exit code."""
     command = [sys.executable, *launcher, str(TOY), str(file), str(folder), *settings]
