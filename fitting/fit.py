@@ -33,6 +33,7 @@ from ..media.image import load_image
 from ..media.video import Frame, VideoReader
 from ..third_party.mediapipe import Picture
 from .faces import Face, FaceTracker, NoFaceError, check_picture, largest_face
+from .photometric import Glimpse, PhotometricRefiner, glimpse
 from .solve import Identity, Solver, State, View
 
 Progress = Callable[[int, int | None], None]
@@ -87,6 +88,8 @@ class Observation:
 
     face: Face | None
     time: float
+    glimpse: Glimpse | None = None
+    """Of the face, for photometric refinement."""
 
 
 @dataclass
@@ -147,6 +150,7 @@ class VideoFitter:
         fps: nominal frames per second, for the temporal term and the track.
         index, point: which face to follow, see `FaceTracker`.
         smooth: strength of the temporal term; 0 = frames are independent.
+        photometric: refine the poses by what the frames look like, see `photometric`.
         cropped: the frames are face crops already, see `FaceTracker`.
         name: how to call the video in error messages.
     """
@@ -159,10 +163,12 @@ class VideoFitter:
         index: int = 0,
         point: tuple[float, float] | None = None,
         smooth: float = 1.0,
+        photometric: bool = False,
         cropped: bool = False,
         name: str = "the video",
     ) -> None:
         self.solver = _solver(head)
+        self._refiner = PhotometricRefiner(self.solver) if photometric else None
         self.tracker = FaceTracker(index=index, point=point, cropped=cropped)
         self.fps, self.smooth, self.name = fps, smooth, name
         self._size: tuple[int, int] | None = None
@@ -181,21 +187,25 @@ class VideoFitter:
             time: seconds, increasing.
         """
         check_picture(image, f"VideoFitter.push: a frame of {self.name}")
-        yield from self.observe(self.tracker.track(image), time, (image.shape[0], image.shape[1]))
+        yield from self.observe(self.tracker.track(image), time, (image.shape[0], image.shape[1]), image)
 
-    def observe(self, face: Face | None, time: float, size: tuple[int, int]) -> Iterator[FaceTrack]:
+    def observe(
+        self, face: Face | None, time: float, size: tuple[int, int], image: Picture | None = None
+    ) -> Iterator[FaceTrack]:
         """As `push`, for a face that was found before.
 
         Args:
             face: in the next frame; None where it is not seen.
             time: seconds, increasing.
             size: (H, W) of the frame, the same for all.
+            image: the frame, if poses are refined photometrically; frames without stay as landmarks have them.
         """
         if self._size is not None and size != self._size:
             raise InputError(f"The frames of {self.name} change size, from {self._size} to {size} (height, width).")
         self._size = size
         self._seen += face is not None
-        self._waiting.append(Observation(face, time))
+        seen = glimpse(image, face.landmarks) if self._refiner and face and image is not None else None
+        self._waiting.append(Observation(face, time, seen))
         if self._settled is None and self._seen >= SETTLE_FRAMES:
             self._settle()
         while self._settled is not None and len(self._waiting) >= _CHUNK + _LOOKAHEAD:
@@ -250,6 +260,16 @@ class VideoFitter:
             smooth=self.smooth * self.fps / 25,
             iterations=5,
         )
+        if self._refiner:
+            state = self._refiner.refine(
+                [o.glimpse for o in ahead],
+                seen.landmarks,
+                view,
+                state,
+                person,
+                smooth=self.smooth * self.fps / 25,
+                keep=count,
+            )
         self._last = state[count - 1 : count]
         self._last_seen = seen[count - 1 : count]
         times = np.array([o.time for o in ahead[:count]])
@@ -359,20 +379,27 @@ def fit_video(
     index: int = 0,
     point: tuple[float, float] | None = None,
     smooth: float = 1.0,
+    photometric: bool = False,
     progress: Progress | None = None,
 ) -> FaceTrack:
     """Fit the head to one person of a video (or a folder of frames).
 
     Args:
         video: path, or a reader (for a frame rate or a size of your choice).
-        head, index, point, smooth: see `VideoFitter`.
+        head, index, point, smooth, photometric: see `VideoFitter`.
         progress: called after every frame.
     Raises:
         InputError: the file cannot be read or has no frames. NoFaceError: no face in it.
     """
     reader = video if isinstance(video, VideoReader) else VideoReader(video)
     fitter = VideoFitter(
-        head=head, fps=float(reader.fps), index=index, point=point, smooth=smooth, name=reader.path.name
+        head=head,
+        fps=float(reader.fps),
+        index=index,
+        point=point,
+        smooth=smooth,
+        photometric=photometric,
+        name=reader.path.name,
     )
     total = reader.info.frame_count or None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 Regressor = Literal["none", "deca", "ours"]
-Refine = Literal["none", "landmarks"]
+Refine = Literal["none", "landmarks", "photometric"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class FitOptions:
     weights: str | None = None
     """Of --regressor ours: a model.safetensors that `headwarp train regressor` made."""
     refine: Refine = "landmarks"
-    """What improves them: landmarks, or none (the regressor's word is final)."""
+    """What improves them: landmarks; photometric: landmarks, and then the poses of a video by how the skin looks, which
+    takes shake out of them; none: the regressor's word is final."""
     smooth: float = 1.0
     """Smoothing over time; 0 = frames are independent."""
     face: int = 0

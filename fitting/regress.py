@@ -68,13 +68,14 @@ class Choice:
 
 def open_fitter(choice: Choice, *, smooth: float, fps: float, name: str) -> Fitter:
     """The fitter for a choice that `check_choice` has let pass."""
-    head, weights = choice.head, choice.weights
+    head, weights, photometric = choice.head, choice.weights, choice.refine == "photometric"
     if choice.regressor == "none":
-        return LandmarkFitter(VideoFitter(head=head, fps=fps, smooth=smooth, name=name))
+        return LandmarkFitter(VideoFitter(head=head, fps=fps, smooth=smooth, photometric=photometric, name=name))
     if choice.refine == "none":
         return DecaFitter(head, fps, name) if weights is None else OwnFitter(head, weights, fps, name)
     read_shape = _deca_shape if weights is None else partial(_own_shape, weights)
-    return LandmarkFitter(_InformedFitter(read_shape, head=head, fps=fps, smooth=smooth, name=name))
+    options = {"head": head, "fps": fps, "smooth": smooth, "photometric": photometric, "name": name}
+    return LandmarkFitter(_InformedFitter(read_shape, **options))
 
 
 def check_choice(choice: Choice) -> None:
@@ -89,7 +90,7 @@ def check_choice(choice: Choice) -> None:
         raise InputError("--weights are those of --regressor ours.")
     try:
         model = shared_head(head)
-        if choice.refine == "landmarks" and "mediapipe" not in model.embeddings:
+        if choice.refine != "none" and "mediapipe" not in model.embeddings:
             raise InputError(
                 f"The head '{head}' has no MediaPipe landmarks, which fitting needs. For FLAME put "
                 "mediapipe_landmark_embedding.npz (of SMIRK or EMOCA) beside the model."
@@ -110,7 +111,7 @@ def check_choice(choice: Choice) -> None:
 
 
 class LandmarkFitter:
-    """Gauss-Newton on landmarks (`VideoFitter`)."""
+    """Gauss-Newton on landmarks, and what the face looks like if asked for (`VideoFitter`)."""
 
     def __init__(self, fitter: VideoFitter) -> None:
         self._fitter = fitter
@@ -118,7 +119,7 @@ class LandmarkFitter:
     def see(self, face: Face | None, image: Picture, time: float) -> Iterator[FaceTrack]:
         if isinstance(self._fitter, _InformedFitter):
             self._fitter.look(face, image)
-        return self._fitter.observe(face, time, (image.shape[0], image.shape[1]))
+        return self._fitter.observe(face, time, (image.shape[0], image.shape[1]), image)
 
     def finish(self) -> Iterator[FaceTrack]:
         return self._fitter.finish()

@@ -819,6 +819,16 @@ def _log(matrix: Array) -> Array:
     return axis_angle
 
 
+def turned_by(axis_angle: Array, rotation: Array) -> Array:
+    """(T, 3, 3) rotations, turned further about world axes by (T, 3) radians."""
+    return _exp(axis_angle) @ rotation
+
+
+def apart(after: Array, before: Array) -> Array:
+    """(T, 3) axis-angle about world axes that leads from rotations (T, 3, 3) to others."""
+    return _log(after @ before.transpose(0, 2, 1))
+
+
 def gaze_matrix(gaze: Array) -> Array:
     """(T, 3, 3) R_y(yaw) R_x(pitch)."""
     zero = np.zeros(len(gaze))
