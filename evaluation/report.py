@@ -396,18 +396,25 @@ def _common_pairs(results: Sequence[Result]) -> list[tuple[Row, ...]]:
     return common
 
 
+_MISSING = "not all evaluations have them"
+_UNLIKE = (
+    "read with different networks, fits or formulas (`headwarp evaluate` again with the same -o keeps the pictures and "
+    "scores anew)"
+)
+
+
 def _common_metrics(results: Sequence[Result]) -> tuple[list[str], list[str]]:
-    names, notes = [], []
+    names: list[str] = []
+    left_out: dict[str, list[str]] = {}
     for name in dict.fromkeys(n for r in results for n in r.metrics):
         cards = [r.metrics.get(name) for r in results]
         if all(card is not None and card["fingerprint"] == results[0].metrics[name]["fingerprint"] for card in cards):
             names.append(name)
         else:
-            reason = "not all have it" if None in cards else "it was read with different networks or formulas"
-            notes.append(f"{name} is left out: {reason}.")
+            left_out.setdefault(_MISSING if None in cards else _UNLIKE, []).append(name)
     if not names:
         raise InputError("The evaluations have no metric in common.")
-    return names, notes
+    return names, [f"Left out: {', '.join(some)}; {reason}." for reason, some in left_out.items()]
 
 
 def _paired(
