@@ -53,7 +53,7 @@ def fit(run: Run, clip: Path, smooth: float, face: int) -> Fitted:
         run.beat("Finding the face", frame.index + 1, reader.frame_count)
     pieces += fitter.finish()
     track = FaceTrack.cat(pieces)
-    path = fresh(run.session, "track.safetensors")
+    path = fresh(run.session, "fit", "track.safetensors")
     track.save(path)
     pictures = path.with_name("pictures")  # elsewhere than the track: the overlay is of the whole picture
     pictures.mkdir()

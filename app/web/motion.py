@@ -6,6 +6,7 @@ next frame: what the run then raises takes its half-written files along.
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -142,14 +143,14 @@ def drive(session: Session, clip: Path, options: AnimateOptions, run: Run) -> An
     """The portrait follows the clip; result.mp4, and result_concat.mp4 beside it where it can be made."""
     session.portrait()
     assert session.source is not None
-    return animate(session.source, clip, fresh(session, "result.mp4"), options, progress=run)
+    return animate(session.source, clip, fresh(session, "motion", "result.mp4"), options, progress=run)
 
 
 def edit_clip(session: Session, clip: Path, edit: Any, options: AnimateOptions, run: Run) -> Animated:
     """The clip's own face with the sliders of the Edit tab."""
     return edit_video(
         clip,
-        fresh(session, "result.mp4"),
+        fresh(session, "motion", "result.mp4"),
         edit_of(edit),
         model=options.model,
         size=options.size,
@@ -211,12 +212,11 @@ def _framed(picture: Picture, index: int, no_crop: bool, name: str) -> Picture:
     return small(shown, 640)
 
 
-def fresh(session: Session, name: str) -> Path:
-    """Where a result goes: a folder of its own, so that a browser never shows an earlier one from its memory."""
-    for old in session.folder.glob("run-*"):
-        for file in old.iterdir():
-            file.unlink()
-        old.rmdir()
-    folder = session.folder / f"run-{monotonic():.6f}"
+def fresh(session: Session, kind: str, name: str) -> Path:
+    """Where a result goes: a folder of its own, so that a browser never shows an earlier one from its memory. The
+    results of the last run of this kind go."""
+    for old in session.folder.glob(f"{kind}-*"):
+        shutil.rmtree(old)
+    folder = session.folder / f"{kind}-{monotonic():.6f}"
     folder.mkdir()
     return folder / name

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,19 @@ _HEAD = (  # the page's key, which the server hands out when the page loads
 _WITH_EDIT = "(edit, ...rest) => [document.querySelector('.hw-figure').dataset.edit ?? '{}', ...rest]"
 
 
+@dataclass(frozen=True)
+class Running:
+    """A server at work."""
+
+    url: str
+    studio: Studio
+    blocks: gr.Blocks
+
+    def close(self) -> None:
+        self.blocks.close(verbose=False)
+        self.studio.close()
+
+
 def serve(command: App, work: Path) -> None:
     """Serves the page until Ctrl-C.
 
@@ -43,6 +57,16 @@ def serve(command: App, work: Path) -> None:
         InputError: the port is taken, or the address is not this machine's.
     """
     torch.set_num_threads(1)  # several pages share the cores
+    running = start(command, work)
+    print(f"headwarp studio: {running.url}  (Ctrl-C ends)", flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        running.close()
+
+
+def start(command: App, work: Path) -> Running:
+    """Starts the server, whose uploads and results go to the folder `work`; errors as of `serve`."""
     studio = Studio(work, command.models)
     port = _free_port(command.host, command.port)
     loopback = command.host in LOOPBACK
@@ -65,12 +89,7 @@ def serve(command: App, work: Path) -> None:
         css=edit.style(),
         head=_HEAD,
     )
-    print(f"headwarp studio: {url}  (Ctrl-C ends)", flush=True)
-    try:
-        threading.Event().wait()
-    finally:
-        blocks.close(verbose=False)
-        studio.close()
+    return Running(url, studio, blocks)
 
 
 def theme() -> gr.themes.Base:
@@ -327,7 +346,7 @@ def _fit_tab(studio: Studio) -> None:
 
 
 def _runs(
-    start: gr.Button,
+    begin: gr.Button,
     stop: gr.Button,
     run: Callable[..., Any],
     inputs: list[Any],
@@ -343,7 +362,7 @@ def _runs(
         except InputError:
             return
 
-    start.click(lambda: blank("Waiting for its turn."), None, outputs[0], show_progress="hidden").then(
+    begin.click(lambda: blank("Waiting for its turn."), None, outputs[0], show_progress="hidden").then(
         run,
         inputs,
         outputs,

@@ -58,6 +58,7 @@ function showSliders() {
   $('[data-do="redo"]').disabled = future.length === 0;
   $('[data-do="reset"]').disabled = snapshot() === "[{},[]]";
   figure.dataset.edit = JSON.stringify(asFile());
+  figure.dataset.asked = snapshot();
 }
 
 let before = snapshot(); // the edit when the hand came down
@@ -94,6 +95,7 @@ let waiting = null, asking = false;
 function ask(since = performance.now()) {
   if (root.dataset.state !== "ready") return;
   waiting = { since };
+  figure.dataset.shown = "";
   if (!asking) pump();
 }
 
@@ -180,6 +182,7 @@ async function enter(path, was, fresh) {
   figure.dataset.portrait = made.name;
   tell(made.notes.join(" "));
   showSliders();
+  figure.dataset.shown = snapshot();
   trigger("opened", { name: made.name });
   if (!fresh || $('[data-choose="view"]').value !== "picture") ask();
   tellSettled();
@@ -254,7 +257,7 @@ const tabs = all("[data-tab]"), sides = all("[data-side]");
 walks(tabs, (tab) => {
   choose(tabs, tab, "aria-selected");
   for (const panel of all("[data-panel]")) panel.hidden = panel.dataset.panel !== tab.dataset.tab;
-  root.dataset.tab = tab.dataset.tab;
+  root.dataset.kind = tab.dataset.tab;
 });
 walks(sides, (button) => {
   choose(sides, button, "aria-checked");
@@ -327,6 +330,6 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   actions[event.shiftKey ? "redo" : "undo"]();
 });
-root.dataset.tab = "pose";
+root.dataset.kind = "pose";
 showSliders();
 root.dataset.alive = "true";

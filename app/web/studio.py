@@ -120,10 +120,10 @@ class Studio:
         Raises:
             InputError: the path leads anywhere else.
         """
-        file = Path(os.path.realpath(path))
+        file = Path(os.path.realpath(path.replace("\0", "")))
         # Gradio puts an upload into a folder of its own; nobody else's session may be named.
         inside = file.is_relative_to(self.work) and not file.relative_to(self.work).parts[0].startswith("session-")
-        if "\0" in path or not inside or not file.is_file():
+        if not inside or not file.is_file():
             raise InputError("That file was not uploaded here; choose it again.")
         session.uploads.add(file)
         return file
