@@ -20,7 +20,6 @@ import torch
 
 from ...fitting.formats import glb
 from ...geom.head import HeadModel
-from ...geom.track import FaceTrack
 from ...media.errors import InputError
 from ...media.image import save_image
 from ..animator import Animator
@@ -92,7 +91,7 @@ def head_file(session: Session, edit: Edit) -> Path:
     for old in session.folder.glob("head-*.glb"):
         old.unlink()
     path = session.folder / f"head-{monotonic():.6f}.glb"  # a new name: browsers remember what was at the old one
-    glb.write(_track(animator, edit), path, animator.head)
+    glb.write_still(edit.apply(animator.head, animator.portrait.params), path, animator.head)
     return path
 
 
@@ -182,25 +181,6 @@ def _read_edit(studio: Studio, data: Data) -> Data:
         path.unlink()
     values = {name: getattr(edit, name) for name in ("yaw", "pitch", "roll", "jaw", "gaze", "expression", "shape")}
     return {"edit": values | {"replace": list(edit.replace)}}
-
-
-def _track(animator: Animator, edit: Edit) -> FaceTrack:
-    """The edited head as a track of one frame."""
-    target = edit.apply(animator.head, animator.portrait.params)
-    height, width = animator.portrait.picture.shape[:2]
-    return FaceTrack(
-        params=target,
-        camera=overlays.picture_camera(animator),
-        landmarks=torch.zeros(1, 478, 3),
-        confidence=torch.ones(1),
-        blendshapes=torch.zeros(1, 52),
-        times=torch.zeros(1, dtype=torch.float64),
-        crop=torch.tensor([[1.0, 0.0, 0.0]]),
-        fps=25.0,
-        image_size=(height, width),
-        head_name=animator.head.name,
-        head_sha256=animator.head.sha256,
-    )
 
 
 def _text(name: str) -> str:

@@ -151,7 +151,7 @@ def _edit_tab(studio: Studio) -> gr.HTML:
     )
     with gr.Accordion("3D view of the head", open=False) as view:
         space = gr.Model3D(
-            label="Drag to turn, wheel to zoom", interactive=False, height=420, camera_position=(90, 90, None)
+            label="Drag to turn, wheel to zoom", interactive=False, height=420, camera_position=(90, 85, None)
         )
         told = gr.HTML()
     shown, sliders = gr.State(False), gr.Textbox("{}", visible="hidden")

@@ -27,7 +27,7 @@ from ...geom.head import HeadModel, HeadParams
 from ...geom.rotation import axis_angle_to_matrix
 from ...geom.track import FaceTrack
 from ...media.files import atomic_write
-from ...render.surface import vertex_normals
+from ...render.surface import part_colours, vertex_normals
 
 TARGETS = 48
 TOLERANCE = 1e-4
@@ -98,6 +98,39 @@ def write(track: FaceTrack, path: Path, head: HeadModel) -> None:
         content["cameras"] = [{"type": "perspective", "perspective": {**lens, "znear": 0.01, "zfar": 10.0}}]
         content["nodes"].append({"name": "camera", "camera": 0})
         content["scenes"][0]["nodes"].append(1)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(file.pack(content))
+
+
+def write_still(params: HeadParams, path: Path, head: HeadModel) -> None:
+    """A .glb of one pose (B = 1) for viewers: the mesh alone, around the origin, its parts in natural colours."""
+    with torch.no_grad():
+        vertices = head(params)
+        normals = vertex_normals(vertices, head.faces)[0].numpy()
+    low, high = vertices[0].amin(0), vertices[0].amax(0)
+    file = _Glb()
+    shared = {
+        "POSITION": file.add((vertices[0] - (low + high) / 2).numpy(), bounds=True, target=_VERTICES),
+        "NORMAL": file.add(normals, target=_VERTICES),
+    }
+    primitives: list[dict[str, Any]] = []
+    materials: list[dict[str, Any]] = []
+    colours, part = np.unique(part_colours(head).numpy(), axis=0, return_inverse=True)
+    for number, colour in enumerate(colours):
+        triangles = head.faces.numpy()[part.ravel() == number].astype(np.uint32).reshape(-1, 1)
+        primitives.append(
+            {"attributes": shared, "indices": file.add(triangles, target=_INDICES), "material": len(materials)}
+        )
+        linear = [float(c) ** 2.2 for c in colour]
+        surface = {"baseColorFactor": [*linear, 1], "metallicFactor": 0, "roughnessFactor": 0.6}
+        materials.append({"pbrMetallicRoughness": surface})
+    content: dict[str, Any] = {
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"name": "head", "mesh": 0}],
+        "meshes": [{"name": head.name, "primitives": primitives}],
+        "materials": materials,
+    }
     with atomic_write(path) as temporary:
         temporary.write_bytes(file.pack(content))
 
