@@ -299,6 +299,19 @@ def test_bad_uploads_get_a_sentence(page: Any, tmp_path: Path, portrait: Path) -
 
 
 @needs_chromium
+def test_the_head_is_shown_in_space(page: Any, tmp_path: Path) -> None:
+    with page.expect_response(re.compile(r"\.glb$")) as first:
+        page.get_by_text("3D view of the head").click()
+    head = first.value.body()
+    assert head[:4] == b"glTF"
+    with page.expect_response(re.compile(r"\.glb$")) as second:  # it follows the sliders
+        move(page, "jaw", 20)
+    assert second.value.body()[:4] == b"glTF"
+    assert second.value.body() != head
+    page.get_by_text("3D view of the head").click()
+
+
+@needs_chromium
 def test_animating_without_a_clip_says_so(page: Any) -> None:
     page.get_by_role("tab", name="Animate").click()
     page.click("#hw-animate")
