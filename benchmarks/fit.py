@@ -5,12 +5,14 @@
 - truth: synthetic people that nothing was tuned on (`benchmarks.truth`): single pictures, fitted one by one, and clips;
   12 and 2 of them, or all 200 and 20 with --full. For each figure mean, median and 95 % quantile over pictures or
   frames.
-  Rotation of the head in the world, jaw: angle between found and true. Gaze: angle between the directions in the head,
-  mean of both eyes, lids not shut. Eyelids: coefficients, 0 open, 1 shut. Expression: mean distance on the face's skin
-  when the true person makes the found expression. Identity: mean distance of the neutral faces after the best
-  similarity. Translation: of the point between the eyes, across the line of sight, and along it. One camera cannot tell
-  a near small head from a far large one, nor a short lens from a near head, so depths are first scaled to the right
-  mean distance of the clip; of single pictures nothing is left to say.
+  Clips are fitted in each of the ways of `CHOICES`.
+  Rotation of the head in the world, jaw: angle between found and true. Beside its mean: how far the error of rotation
+  is from the clip's mean error; frame to frame: of the turn from one frame to the next. Gaze: angle between the
+  directions in the head, mean of both eyes, lids not shut. Eyelids: coefficients, 0 open, 1 shut. Expression: mean
+  distance on the face's skin when the true person makes the found expression. Identity: mean distance of the neutral
+  faces after the best similarity. Translation: of the point between the eyes, across the line of sight, and along it.
+  One camera cannot tell a near small head from a far large one, nor a short lens from a near head, so depths are first
+  scaled to the right mean distance of the clip; of single pictures nothing is left to say.
   Landmarks: distance of the model's points from where the true head's points are in the picture, in per cent of the
   eye distance. Beside them what one would get from the mean head and from no expression; found / true: slope of the
   found displacement on the true one, 1 = not damped.
@@ -27,6 +29,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,7 @@ from tqdm import tqdm
 from ..assets import example
 from ..fitting.faces import Face, FaceTracker, NoFaceError
 from ..fitting.fit import VideoFitter, fit_image, shared_solver
+from ..fitting.regress import Choice, open_fitter
 from ..geom.camera import Camera, WeakPerspective
 from ..geom.head import HeadModel, HeadParams
 from ..geom.rotation import axis_angle_to_matrix, matrix_to_axis_angle
@@ -56,6 +61,13 @@ FRAMES = 250
 REST = 0.8
 """Mean movement per frame, in per cent of the eye distance, below which a face counts as resting."""
 INNER = np.setdiff1d(np.arange(468), FACE_CONTOUR)
+CHOICES = {
+    "clips": Choice(),
+    "clips, --regressor ours": Choice(regressor="ours"),
+    "clips, --refine photometric": Choice(refine="photometric"),
+    "clips, both": Choice(regressor="ours", refine="photometric"),
+}
+"""Ways to fit clips."""
 
 
 def main(
@@ -157,31 +169,30 @@ def truth(*, full: bool, cache: Path | None) -> dict[str, dict[str, dict[str, fl
     """Errors against exact parameters: kind of subject -> what -> statistics; see the module docstring."""
     singles = list(HEADS if full else HEADS[:12])
     clips = list(CLIPS if full else CLIPS[:2])
-    out = {}
-    for name, seeds in (("single pictures", singles), ("clips", clips)):
-        parts = []
-        for seed in tqdm(seeds, name, leave=False):
-            subject = draw(seed, cache=cache)
-            try:
-                parts.append(errors(subject, fit_subject(subject)))
-            except NoFaceError:
-                continue  # counted below
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        found, asked = joined.pop("found"), joined.pop("asked")
-        table = {key: _statistics(values) for key, values in joined.items()}
-        table["found / true"] = {"mean": float((found * asked).sum() / np.square(asked).sum())}
-        table["subjects"] = {"mean": float(len(parts))}
-        table["not found"] = {"mean": float(len(seeds) - len(parts))}
-        out[name] = table
-    return out
+    parts: dict[str, list[dict[str, Array]]] = {name: [] for name in ("single pictures", *CHOICES)}
+    for seed in tqdm(singles, "pictures", leave=False):
+        subject = draw(seed, cache=cache)
+        with suppress(NoFaceError):  # counted below
+            parts["single pictures"].append(errors(subject, fit_image(subject.images[0])))
+    for seed in tqdm(clips, "clips", leave=False):
+        subject, tracker = draw(seed, cache=cache), FaceTracker()
+        faces = [tracker.track(image) for image in subject.images]
+        for name, choice in CHOICES.items():
+            with suppress(NoFaceError):
+                parts[name].append(errors(subject, fit_clip(subject, faces, choice)))
+    return {name: _summary(found, len(clips if name in CHOICES else singles)) for name, found in parts.items()}
 
 
-def fit_subject(subject: Subject) -> FaceTrack:
-    """The track that a user gets of it."""
-    if len(subject.images) == 1:
-        return fit_image(subject.images[0])
-    fitter = VideoFitter(fps=FPS)
-    pieces = [piece for k, image in enumerate(subject.images) for piece in fitter.push(image, k / FPS)]
+def fit_clip(subject: Subject, faces: Sequence[Face | None], choice: Choice) -> FaceTrack:
+    """The track that a user gets of it.
+
+    Args:
+        faces: in its pictures.
+        choice: who fits.
+    """
+    fitter = open_fitter(choice, smooth=1.0, fps=FPS, name=f"clip {subject.seed}")
+    shown = enumerate(zip(faces, subject.images, strict=True))
+    pieces = [piece for k, (face, image) in shown for piece in fitter.see(face, image, k / FPS)]
     return FaceTrack.cat([*pieces, *fitter.finish()])
 
 
@@ -215,6 +226,8 @@ def errors(subject: Subject, track: FaceTrack) -> dict[str, Array]:
     unit = float(subject.camera.focal[0]) * 0.0009 / -places[1][:, 2]  # px; the eyes' outer corners are 9 cm apart
     return {
         "rotation deg": np.degrees(_angle(turned, asked_turn)),
+        "... beside its mean": _wandering(turned, asked_turn),
+        "... frame to frame": np.degrees(_angle(turned[1:] @ turned[:-1].mT, asked_turn[1:] @ asked_turn[:-1].mT)),
         "jaw deg": np.degrees(_angle(axis_angle_to_matrix(found.jaw), axis_angle_to_matrix(true.jaw))),
         "gaze deg": gaze[watching].numpy(),
         "eyelids": (found.eyelids - true.eyelids).abs().mean(1).numpy(),
@@ -230,6 +243,17 @@ def errors(subject: Subject, track: FaceTrack) -> dict[str, Array]:
     }
 
 
+def _summary(parts: list[dict[str, Array]], asked_for: int) -> dict[str, dict[str, float]]:
+    """Statistics of the errors of some subjects."""
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    found, asked = joined.pop("found"), joined.pop("asked")
+    table = {key: _statistics(values) for key, values in joined.items()}
+    table["found / true"] = {"mean": float((found * asked).sum() / np.square(asked).sum())}
+    table["subjects"] = {"mean": float(len(parts))}
+    table["not found"] = {"mean": float(asked_for - len(parts))}
+    return table
+
+
 def _statistics(values: Array) -> dict[str, float]:
     if not values.size:
         return {}
@@ -243,6 +267,13 @@ def _statistics(values: Array) -> dict[str, float]:
 def _angle(a: torch.Tensor, b: torch.Tensor) -> Array:
     """(T,) radians between rotation matrices (T, 3, 3)."""
     return matrix_to_axis_angle((a @ b.mT).double()).norm(dim=1).numpy()
+
+
+def _wandering(a: torch.Tensor, b: torch.Tensor) -> Array:
+    """(T,) degrees by which the error of rotations (T, 3, 3) differs from the clip's mean error; none of a picture."""
+    error = np.degrees(matrix_to_axis_angle((a @ b.mT).double()).numpy())
+    apart: Array = np.linalg.norm(error - error.mean(0), axis=1)
+    return apart if len(apart) > 1 else apart[:0]
 
 
 def _between_eyes(head: HeadModel, params: HeadParams) -> Array:

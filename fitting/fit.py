@@ -34,8 +34,9 @@ from ..media.video import Frame, VideoReader
 from ..third_party.mediapipe import Picture
 from .faces import Face, FaceTracker, NoFaceError, check_picture, largest_face
 from .photometric import Glimpse, PhotometricRefiner, glimpse
-from .solve import Identity, Solver, State, View
+from .solve import Guess, Identity, Solver, State, View
 
+MakeGuess = Callable[[View], Guess]
 Progress = Callable[[int, int | None], None]
 """Called with the frames done and the frames there are (None when unknown)."""
 
@@ -234,10 +235,20 @@ class VideoFitter:
             yield from self.push(frame.image, frame.time)
         yield from self.finish()
 
+    @property
+    def settled(self) -> bool:
+        """Whether it is known who the person is."""
+        return self._settled is not None
+
     def _settle(self) -> None:
         seen = Observations.of([o.face for o in self._waiting if o.face])
-        view, _, person = settle(self.solver, seen[_most_different(seen, _SETTLED_ON)], offsets=True, size=self._size)
+        chosen = _most_different(seen, _SETTLED_ON)
+        view, _, person = settle(self.solver, seen[chosen], offsets=True, size=self._size, guess=self._guess(chosen))
         self._settled = view, person
+
+    def _guess(self, chosen: NDArray[np.int64]) -> MakeGuess | None:
+        """What is known, before landmarks are looked at, of the person and of some of the frames with faces so far."""
+        return None
 
     def _solve(self, count: int) -> FaceTrack:
         """Solve the next `count` frames, and some more to look ahead, and hand out the former."""
@@ -432,7 +443,12 @@ def fit(
 
 
 def settle(
-    solver: Solver, seen: Observations, *, offsets: bool, size: tuple[int, int] | None = None
+    solver: Solver,
+    seen: Observations,
+    *,
+    offsets: bool,
+    size: tuple[int, int] | None = None,
+    guess: MakeGuess | None = None,
 ) -> tuple[View, State, Identity]:
     """Camera, identity and the states of some frames of one person that all show the face.
 
@@ -441,14 +457,16 @@ def settle(
         seen: frames with faces; the first fixes the camera.
         offsets: whether to learn where this person's landmarks sit beside the model's (needs several frames).
         size: (H, W) of the frames, see `Solver.start`.
+        guess: called with the camera; what to stay close to.
     """
     view, state = solver.start(seen.landmarks, seen.units, size=size)
-    person = solver.person()
-    state, person = solver.solve(seen.landmarks, seen.units, view, state, person, pose_only=True, iterations=4)
-    state, person = solver.solve(seen.landmarks, seen.units, view, state, person, shared_shape=True, iterations=10)
+    person, known = solver.person(), guess(view) if guess else None
+    landmarks, units = seen.landmarks, seen.units
+    state, person = solver.solve(landmarks, units, view, state, person, pose_only=True, iterations=4)
+    state, person = solver.solve(landmarks, units, view, state, person, shared_shape=True, guess=known, iterations=10)
     if offsets:
         person = solver.personal_offsets(seen.landmarks, view, state, person)
-        state, person = solver.solve(seen.landmarks, seen.units, view, state, person, iterations=4)
+        state, person = solver.solve(landmarks, units, view, state, person, guess=known, iterations=4)
     return view, state, person
 
 

@@ -17,9 +17,9 @@ class FitOptions:
     head: str = "open"
     """Head model: open, flame (your own file, see docs/fitting.md), or a head file."""
     regressor: Regressor = "none"
-    """Network that guesses the parameters first: deca (FLAME; needs your deca_model.tar), or ours (--weights)."""
+    """Network that guesses the parameters first: deca (FLAME; needs your deca_model.tar), or ours (the open head)."""
     weights: str | None = None
-    """Of --regressor ours: a model.safetensors that `headwarp train regressor` made."""
+    """Of --regressor ours: a model.safetensors that `headwarp train regressor` made; the package's by default."""
     refine: Refine = "landmarks"
     """What improves them: landmarks; photometric: landmarks, and then the poses of a video by how the skin looks, which
     takes shake out of them; none: the regressor's word is final."""

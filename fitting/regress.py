@@ -5,23 +5,26 @@
     for piece in fitter.see(face, image, time): ...
     for piece in fitter.finish(): ...
 
-With both, the regressor's word on who it is (the mean shape over the first frames, which one picture's landmarks
-cannot tell) is kept, and landmarks settle pose and expression.
+With both, DECA's word on who it is (the mean shape over the first frames) is kept, and landmarks settle pose and
+expression; what our own regressor says of shape and rotation is weighed against the landmarks.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cache, partial
+from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import assets
 from ..geom.camera import Camera, WeakPerspective, invert_crop
 from ..geom.head import HeadModel, HeadParams, load_head
 from ..geom.track import FaceTrack
@@ -29,13 +32,13 @@ from ..media.crop import Crop
 from ..media.errors import InputError
 from ..nets.deca import CODES, SIDE, DecaEncoder
 from ..nets.model_file import load_model, read_header
-from ..nets.regressor import HeadCodes, HeadRegressor
+from ..nets.regressor import HeadCodes, HeadRegressor, looking
 from ..third_party.deca import DECA_HELP, crop_of_landmarks, find_deca, load_encoder
 from ..third_party.mediapipe import Picture
 from .faces import Face, NoFaceError
-from .fit import SETTLE_FRAMES, VideoFitter
+from .fit import MakeGuess, VideoFitter
 from .options import Refine, Regressor
-from .solve import DISTANCE, WIDEST
+from .solve import DISTANCE, WIDEST, Guess, View
 
 _BATCH = 16
 _BROWS = (70, 63, 105, 66, 107, 336, 296, 334, 293, 300)
@@ -68,14 +71,13 @@ class Choice:
 
 def open_fitter(choice: Choice, *, smooth: float, fps: float, name: str) -> Fitter:
     """The fitter for a choice that `check_choice` has let pass."""
-    head, weights, photometric = choice.head, choice.weights, choice.refine == "photometric"
+    head, weights, photometric = choice.head, _weights(choice), choice.refine == "photometric"
     if choice.regressor == "none":
         return LandmarkFitter(VideoFitter(head=head, fps=fps, smooth=smooth, photometric=photometric, name=name))
     if choice.refine == "none":
         return DecaFitter(head, fps, name) if weights is None else OwnFitter(head, weights, fps, name)
-    read_shape = _deca_shape if weights is None else partial(_own_shape, weights)
     options = {"head": head, "fps": fps, "smooth": smooth, "photometric": photometric, "name": name}
-    return LandmarkFitter(_InformedFitter(read_shape, **options))
+    return LandmarkFitter(_DecaInformed(**options) if weights is None else _OwnInformed(weights, **options))
 
 
 def check_choice(choice: Choice) -> None:
@@ -84,8 +86,6 @@ def check_choice(choice: Choice) -> None:
     head, regressor = choice.head, choice.regressor
     if regressor == "none" and choice.refine == "none":
         raise InputError("--refine none leaves the parameters to a regressor; add --regressor deca or ours.")
-    if regressor == "ours" and choice.weights is None:
-        raise InputError("--regressor ours needs --weights, a model.safetensors that `headwarp train regressor` made.")
     if regressor != "ours" and choice.weights is not None:
         raise InputError("--weights are those of --regressor ours.")
     try:
@@ -97,17 +97,25 @@ def check_choice(choice: Choice) -> None:
             )
         if regressor == "deca" and find_deca() is None:
             raise InputError(f"deca_model.tar was not found. {DECA_HELP}")
-        if choice.weights is not None:
-            header = read_header(choice.weights)
+        weights = _weights(choice)
+        if weights is not None:
+            header = read_header(weights)
             if header.method != "regressor":
-                raise InputError(f"{choice.weights} holds a model of {header.method}, not a regressor.")
+                raise InputError(f"{weights} holds a model of {header.method}, not a regressor.")
             if header.config.get("head_sha256") != model.sha256:
-                raise InputError(f"{choice.weights} was trained for another head than '{head}'.")
+                raise InputError(f"{weights} was trained for another head than '{head}'; give --weights of its own.")
     except (FileNotFoundError, ValueError) as error:
         raise InputError(str(error)) from None
     small = model.n_shape < CODES["shape"] or model.n_expression < CODES["exp"]
     if regressor == "deca" and (small or model.name == "open"):
         raise InputError(f"--regressor deca gives FLAME's parameters, not those of '{head}'; add --head flame.")
+
+
+def _weights(choice: Choice) -> str | None:
+    """Of our regressor, if it is wanted: the user's, or those of the package."""
+    if choice.regressor != "ours":
+        return None
+    return choice.weights or str(Path(assets.__file__).parent / "regressor.safetensors")
 
 
 class LandmarkFitter:
@@ -117,7 +125,7 @@ class LandmarkFitter:
         self._fitter = fitter
 
     def see(self, face: Face | None, image: Picture, time: float) -> Iterator[FaceTrack]:
-        if isinstance(self._fitter, _InformedFitter):
+        if face is not None and isinstance(self._fitter, _InformedFitter) and not self._fitter.settled:
             self._fitter.look(face, image)
         return self._fitter.observe(face, time, (image.shape[0], image.shape[1]), image)
 
@@ -126,17 +134,22 @@ class LandmarkFitter:
 
 
 class _InformedFitter(VideoFitter):
-    """Landmark fitting of a person whose shape a regressor has seen."""
+    """Landmark fitting of a person whom a regressor has looked at in the first frames."""
 
-    def __init__(self, read_shape: Callable[[Face, Picture], Tensor], **options: object) -> None:
+    @abstractmethod
+    def look(self, face: Face, image: Picture) -> None:
+        """Called for every frame with a face as long as the identity is not settled."""
+
+
+class _DecaInformed(_InformedFitter):
+    """The person has the shape that DECA saw."""
+
+    def __init__(self, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
-        self._read_shape = read_shape
         self._shapes: list[Tensor] = []
 
-    def look(self, face: Face | None, image: Picture) -> None:
-        """Read the shape off a frame, as long as the identity is not settled."""
-        if face is not None and len(self._shapes) < SETTLE_FRAMES:
-            self._shapes.append(self._read_shape(face, image))
+    def look(self, face: Face, image: Picture) -> None:
+        self._shapes.append(shared_encoder().encode(_picture(image, deca_crop(face))[None]).shape[0])
 
     def _settle(self) -> None:
         super()._settle()
@@ -146,6 +159,37 @@ class _InformedFitter(VideoFitter):
         shape = np.zeros_like(person.shape)
         shape[: len(mean)] = mean
         self._settled = view, replace(person, shape=shape)
+
+
+class _OwnInformed(_InformedFitter):
+    """Shape and rotations are settled by landmarks and what our regressor saw together.
+
+    Landmarks alone do not tell a face that looks up from one whose chin is further back; shading and outline do.
+    """
+
+    def __init__(self, weights: str, **options: object) -> None:
+        super().__init__(**options)  # type: ignore[arg-type]
+        self._model = shared_regressor(weights)
+        self._looks: list[tuple[Crop, Picture]] = []
+
+    def look(self, face: Face, image: Picture) -> None:
+        crop = own_crop(face, self._model)
+        self._looks.append((crop, crop.extract(image)))
+
+    def _guess(self, chosen: NDArray[np.int64]) -> MakeGuess:
+        side = self._model.config.size
+        looks = [self._looks[k] for k in chosen]
+        with torch.no_grad():
+            codes = self._model(torch.stack([_tensor(picture) for _, picture in looks]))
+        crops = torch.stack([_transform(crop) for crop, _ in looks])
+        self._looks = []
+
+        def guess(view: View) -> Guess:
+            whole = Camera(torch.tensor([view.focal]), torch.tensor([view.principal]))
+            turns = looking(whole.crop(crops), side) @ codes.turn
+            return Guess(codes.shape.mean(0).double().numpy(), turns.double().numpy())
+
+        return guess
 
 
 @dataclass
@@ -265,8 +309,7 @@ class OwnFitter(FrameFitter):
 
     def _look(self, face: Face, image: Picture) -> tuple[Tensor, Tensor]:
         crop = own_crop(face, self.model)
-        transform = torch.from_numpy(crop.matrix[[0, 0, 1], [0, 2, 2]]).float()
-        return transform, _tensor(crop.extract(image))
+        return _transform(crop), _tensor(crop.extract(image))
 
     @torch.no_grad()
     def _read(self, pictures: Tensor, crops: Tensor) -> _Word:
@@ -298,17 +341,6 @@ def own_crop(face: Face, model: HeadRegressor) -> Crop:
     return Crop((float(x), float(y) - config.up * side), side, config.size)
 
 
-def _deca_shape(face: Face, image: Picture) -> Tensor:
-    return shared_encoder().encode(_picture(image, deca_crop(face))[None]).shape[0]
-
-
-def _own_shape(weights: str, face: Face, image: Picture) -> Tensor:
-    model = shared_regressor(weights)
-    with torch.no_grad():
-        shape: Tensor = model(_tensor(own_crop(face, model).extract(image))[None]).shape[0]
-    return shape
-
-
 @cache
 def shared_regressor(weights: str) -> HeadRegressor:
     """Our regressor, loaded once per process."""
@@ -332,6 +364,11 @@ def shared_encoder() -> DecaEncoder:
 def shared_head(name: str) -> HeadModel:
     """A head by name or path, loaded once per process."""
     return load_head(name)
+
+
+def _transform(crop: Crop) -> Tensor:
+    """(3,) scale, tx, ty."""
+    return torch.from_numpy(crop.matrix[[0, 0, 1], [0, 2, 2]]).float()
 
 
 def _row(codes: HeadCodes, number: int) -> HeadCodes:

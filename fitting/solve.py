@@ -4,7 +4,7 @@ Unknown of every frame: expression e, eyelids, jaw, rotation R, translation t; o
 frames. Minimised (l landmark, f frame):
 
     sum_fl  w_fl |project(R (x_l(b, e, lids, jaw) - J) + J + t) - landmark_fl|^2 / (s d)^2      robust, d eye distance
-    + |b|^2
+    + |b|^2, or |(b - b_guess) / s_b|^2 + sum_f |(R_f - R_guess) / s_R|^2 with a regressor's guess
     + sum_f |(e - e_units) / s_e|^2 + bounds       expression near what the face-unit model reads
     + sum_f |(lids - lids_units) / s_l|^2 + |jaw / s_j|^2
     + sum_f |(p_f - p_{f-1}) / s_p|^2              temporal; robust, so that fast motion is not damped
@@ -86,6 +86,10 @@ class SolveWeights:
     """Radians, opening."""
     jaw_sideways: float = 0.03
     """Radians, the other two axes."""
+    guess_shape: float = 0.7
+    """Of shape coefficients around a guess; 1 around the mean head."""
+    guess_rotation: float = 0.04
+    """Of rotations around a guess, radians; wide, since its errors are the same in all frames of a person."""
     step_expression: float = 0.12
     """Temporal steps per frame at 25 frames per second."""
     step_mode: float = 0.3
@@ -146,6 +150,16 @@ class Identity:
     """(S,)"""
     offsets: Array
     """(L, 3) metres in head space: where this person's landmarks sit beside the model's points."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a regressor says of a person and of the frames in which the identity is settled."""
+
+    shape: Array
+    """(S,) coefficients of the head."""
+    rotation: Array
+    """(T, 3, 3)"""
 
 
 class Solver:
@@ -366,6 +380,7 @@ class Solver:
         *,
         confidence: NDArray[Any] | None = None,
         shared_shape: bool = False,
+        guess: Guess | None = None,
         before: State | None = None,
         smooth: float = 0.0,
         pose_only: bool = False,
@@ -380,6 +395,7 @@ class Solver:
             state, person: starting values; not changed.
             confidence: (T,) weight of each frame in [0, 1], 0 = no face; default all 1.
             shared_shape: solve for the identity too; then the frames are not coupled in time.
+            guess: stay close to it, in shape (if that is solved for) and rotation.
             before: one frame, already settled, that the first frame follows.
             smooth: 0 = no temporal term; 1 = as `SolveWeights` says for 25 frames per second; precision scales with it.
             pose_only: rotation and translation only.
@@ -413,6 +429,7 @@ class Solver:
                     lids_mean,
                     confidence,
                     shared_shape,
+                    guess,
                     before,
                     smooth,
                     pose_only,
@@ -537,6 +554,7 @@ class Solver:
         lids_mean: Array,
         confidence: Array,
         shared_shape: bool,
+        guess: Guess | None,
         before: State | None,
         smooth: float,
         pose_only: bool,
@@ -550,6 +568,10 @@ class Solver:
         shape_width = len(person.shape) if shared_shape and not pose_only else 0
         if not pose_only:
             self._add_priors(normal, gradient, shape_width, state, mean, lids_mean, confidence)
+        if guess is not None:
+            turn, precision = np.arange(width - 6, width - 3), 1 / self.weights.guess_rotation**2
+            normal[:, turn, turn] += precision
+            gradient[:, turn] += precision * apart(state.rotation, guess.rotation)
         diagonal = np.arange(shape_width, width)
         normal[:, diagonal, diagonal] *= 1 + 1e-4
         normal[:, diagonal, diagonal] += 1e-6
@@ -557,11 +579,15 @@ class Solver:
         if shape_width:
             s = slice(0, shape_width)
             p = slice(shape_width, width)
-            prior = np.eye(shape_width)
+            trust, centre = np.ones(shape_width), np.zeros(shape_width)
+            if guess is not None:
+                centre[: len(guess.shape)] = guess.shape
+                trust[: len(guess.shape)] = 1 / self.weights.guess_shape**2
             packed = np.concatenate([normal[:, p, s], gradient[:, p, None]], -1)
             solved = np.linalg.solve(normal[:, p, p], packed)  # (T, P, S + 1)
-            left = prior + (normal[:, s, s] - normal[:, s, p] @ solved[..., :-1]).sum(0)
-            right = person.shape + (gradient[:, s] - (normal[:, s, p] @ solved[..., -1:])[..., 0]).sum(0)
+            left = np.diag(trust) + (normal[:, s, s] - normal[:, s, p] @ solved[..., :-1]).sum(0)
+            pull = trust * (person.shape - centre)
+            right = pull + (gradient[:, s] - (normal[:, s, p] @ solved[..., -1:])[..., 0]).sum(0)
             shape_step = -np.linalg.solve(left, right)
             step = -solved[..., -1] - solved[..., :-1] @ shape_step
             person = Identity(person.shape + shape_step, person.offsets)
