@@ -178,7 +178,7 @@ def _animate_tab(studio: Studio, panel: gr.HTML) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=330):
             crops = gr.HTML(blank("Choose the portrait in Edit. The crops of portrait and clip are shown here."))
-            clip = gr.Video(label="Clip that drives", sources=["upload", "webcam"], height=300)
+            clip = gr.Video(label="Clip that drives", sources=["upload", "webcam"], height=330)
             with gr.Accordion("Saved motion in place of a clip", open=False):
                 track = gr.File(label="Track or ARKit table", file_types=[".safetensors", ".csv"], height=110)
             what = gr.Radio([_DRIVE, _EDIT], value=_DRIVE, label="What moves")
@@ -311,7 +311,7 @@ def _options(
 def _fit_tab(studio: Studio) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=330):
-            clip = gr.Video(label="Clip of a face", sources=["upload", "webcam"], height=300)
+            clip = gr.Video(label="Clip of a face", sources=["upload", "webcam"], height=330)
             smooth = gr.Slider(0, 5, 1, step=0.1, label="Smoothing")
             face = gr.Number(0, precision=0, minimum=0, maximum=20, label="Face, 0 = largest")
             with gr.Row():

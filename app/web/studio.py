@@ -29,7 +29,7 @@ from ..models import GEOMETRIC, HEAD_METHODS, KEYPOINT_METHODS
 
 MAX_PICTURE = 64 * 2**20
 """Bytes of an uploaded portrait."""
-PREVIEW_SIDE, PREVIEW_SIZE = 720, 256
+PREVIEW_SIDE, PREVIEW_SIZE = 640, 256
 """Pixels: longer side of the portrait behind the sliders, and the square its motion is computed in."""
 
 

@@ -353,7 +353,7 @@ def test_a_closed_tab_stops_its_run(
     lab: SimpleNamespace,
     tmp_path: Path,
 ) -> None:
-    clip = lab.write_clip(tmp_path / "long.mp4", driving_images * 60)
+    clip = lab.write_clip(tmp_path / "long.mp4", driving_images * 25)
     before = set(server.studio._sessions)
     page = open_page()
     choose(page, portrait)
