@@ -63,10 +63,11 @@ class PhotometricWeights:
     wider: shadows and hair do not move with the skin."""
     across: float = 0.006
     along: float = 0.02
-    step_rotation: float = 0.006
-    """Usual change of the correction from frame to frame; the motion itself is not held back."""
-    step_across: float = 0.001
-    step_along: float = 0.003
+    step_rotation: float = 0.002
+    """Usual change of the correction from frame to frame; the motion itself is not held back. With more, real clips
+    shake with the noise of their pictures."""
+    step_across: float = 0.0003
+    step_along: float = 0.001
     moved: float = 0.012
     """Metres; a point that expressions move that far counts half."""
     facing: float = 0.15
