@@ -3,9 +3,10 @@
     headwarp bench scale -o OUT
 
 Draws synthetic people into OUT/data, trains the models of configs/fomm_scale_small.yaml and dagan_scale_small.yaml with
-and without the two parts, same budget, seed and samples, into OUT/NAME, and judges them on people that none has seen:
-each driving frame as it is (same scale), and stretched twice (different scale); the truth is the frame unstretched.
-Runs that were begun go on, finished ones are only judged. `main` takes other budgets.
+and without the two parts, and a FOMM that never sees a stretched frame, same budget, seed and samples, into OUT/NAME,
+and judges them on people that none has seen: each driving frame as it is (same scale), and stretched twice (different
+scale); the truth is the frame unstretched. Runs that were begun go on, finished ones are only judged. `main` takes
+other budgets.
 
 Beside the models: `source`, the source unmoved, and `driving`, the frame that was given, stretched or not. How far the
 keypoints that drive lie from those of the truth is told beside them: it needs no picture, and so no trained generator.
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,9 @@ MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fomm+ST+SE": ("fomm_scale_small", ()),
     "dagan": ("dagan_scale_small", WITHOUT),
     "dagan+ST+SE": ("dagan_scale_small", ()),
+    "fomm-plain": ("fomm_scale_small", (*WITHOUT, "stretch=0")),
 }
+"""Configuration and settings. "-plain" never sees a stretched frame in training, the others all do."""
 METRICS = {"l1": l1, "psnr": psnr, "ssim": ssim}
 STRETCHES = 2
 """Stretched versions of a pair, as in the paper's 4,166 pairs of 2,083."""
@@ -194,18 +198,17 @@ def _gains(scores: Mapping[str, Scores], clips: Sequence[str]) -> dict[str, dict
     people = np.array(clips)
     gains: dict[str, dict[str, list[float]]] = {}
     for name in scores:
-        plain = name.removesuffix("+ST+SE")
-        if plain == name or plain not in scores:
-            continue
-        for stretched, table in ((False, "same scale"), (True, "different scale")):
+        base = name.removesuffix("+ST+SE")
+        against = [other for other in (base, f"{base}-plain") if other in scores and base != name]
+        for other, (stretched, table) in product(against, ((False, "same scale"), (True, "different scale"))):
             repeats = STRETCHES if stretched else 1
             for metric in METRICS:
                 with_parts = scores[name].values(metric, stretched=stretched)
-                change = (with_parts - scores[plain].values(metric, stretched=stretched)).view(repeats, -1).mean(0)
+                change = (with_parts - scores[other].values(metric, stretched=stretched)).view(repeats, -1).mean(0)
                 each = np.array([change[torch.from_numpy(people == person)].mean() for person in np.unique(people)])
                 drawn = np.random.default_rng(0).choice(each, (4000, len(each))).mean(1)
                 interval = np.quantile(drawn, [0.025, 0.975]).tolist()
-                gains.setdefault(f"{name}, {table}", {})[metric] = [float(each.mean()), *interval]
+                gains.setdefault(f"{name} over {other}, {table}", {})[metric] = [float(each.mean()), *interval]
     return gains
 
 
