@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import assets
 from ..geom.camera import Camera, WeakPerspective, invert_crop
 from ..geom.head import HeadModel, HeadParams, load_head
 from ..geom.track import FaceTrack
@@ -40,6 +39,8 @@ from .fit import MakeGuess, VideoFitter
 from .options import Refine, Regressor
 from .solve import DISTANCE, WIDEST, Guess, View
 
+WEIGHTS = Path(__file__).parent.parent / "assets" / "regressor.safetensors"
+"""Of our regressor, as the package has them."""
 _BATCH = 16
 _BROWS = (70, 63, 105, 66, 107, 336, 296, 334, 293, 300)
 _JAW = (
@@ -115,7 +116,7 @@ def _weights(choice: Choice) -> str | None:
     """Of our regressor, if it is wanted: the user's, or those of the package."""
     if choice.regressor != "ours":
         return None
-    return choice.weights or str(Path(assets.__file__).parent / "regressor.safetensors")
+    return choice.weights or str(WEIGHTS)
 
 
 class LandmarkFitter:
