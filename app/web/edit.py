@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ...fitting.faces import find_faces
 from ...fitting.formats import glb
 from ...geom.head import HeadModel
 from ...media.errors import InputError
@@ -110,6 +111,7 @@ def _open(studio: Studio, data: Data) -> Data:
     model, face = studio.model(str(data.get("model", GEOMETRIC))), int(data.get("face", 0))
     with studio.turn:
         animator = Animator(file, size=PREVIEW_SIZE, max_side=PREVIEW_SIDE, model=model, face=face)
+        faces = len(find_faces(animator.portrait.picture))
     if session.closed:
         raise InputError("The page was closed.")
     if session.source != file:
@@ -123,7 +125,8 @@ def _open(studio: Studio, data: Data) -> Data:
         "name": file.name,
         "width": width,
         "height": height,
-        "notes": [studio.shortened(problem) for problem in animator.problems],
+        "faces": faces,
+        "face": face,
     }
 
 

@@ -163,7 +163,8 @@ async function open(file) {
 
 async function enter(path, was, fresh) {
   root.dataset.state = "busy";
-  const made = await call("open_portrait", { path, model: $('[data-choose="model"]').value });
+  const face = fresh ? 0 : +$('[data-choose="face"]').value;
+  const made = await call("open_portrait", { path, face, model: $('[data-choose="model"]').value });
   if (made.error) {
     root.dataset.state = was;
     tell(made.error);
@@ -180,7 +181,9 @@ async function enter(path, was, fresh) {
   picture.style.aspectRatio = `${made.width} / ${made.height}`;
   root.dataset.state = "ready";
   figure.dataset.portrait = made.name;
-  tell(made.notes.join(" "));
+  tell("");
+  $(".hw-faces").hidden = made.faces < 2; // 0 is the largest
+  $('[data-choose="face"]').replaceChildren(...Array.from({ length: made.faces }, (_, i) => new Option(i + 1, i, i === made.face, i === made.face)));
   showSliders();
   figure.dataset.shown = snapshot();
   trigger("opened", { name: made.name });
@@ -314,6 +317,7 @@ $('[data-choose="model"]').addEventListener("change", async (event) => {
   if (opened && !(await enter(opened, "ready", false))) event.target.value = model;
   model = event.target.value;
 });
+$('[data-choose="face"]').addEventListener("change", () => enter(opened, "ready", false));
 $(".hw-json").addEventListener("change", async (event) => {
   const file = event.target.files[0];
   event.target.value = "";

@@ -33,6 +33,16 @@ PREVIEW_SIDE, PREVIEW_SIZE = 640, 256
 """Pixels: longer side of the portrait behind the sliders, and the square its motion is computed in."""
 
 
+_FLAGS = {
+    "--source-face": "Face of the portrait",
+    "--driving-face": "Face of the clip",
+    "--motion absolute": "absolute motion",
+    "--no-crop": "the checkbox for face crops",
+    "--model geometric": "the model geometric",
+    "--rest first": "the first frame at rest",
+}
+
+
 class Stopped(Exception):
     """The user, or the page's end, stopped a run."""
 
@@ -158,7 +168,9 @@ class Studio:
         return "Something broke in headwarp itself; the terminal it runs in says what."
 
     def shortened(self, text: str) -> str:
-        """Paths of the work folder mean nothing to people: only the file's name stays."""
+        """A sentence for the page: of paths in the work folder only the file's name, the page's words for the flags."""
+        for flag, words in _FLAGS.items():
+            text = text.replace(flag, words)
         return re.sub(rf"{re.escape(str(self.work))}/(?:[^/\s]+/)*", "", text)
 
 
