@@ -299,6 +299,23 @@ def test_bad_uploads_get_a_sentence(page: Any, tmp_path: Path, portrait: Path) -
 
 
 @needs_chromium
+def test_one_of_two_faces_is_chosen(
+    page: Any, portrait: Path, make_two: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    choose(page, make_two(tmp_path / "two.png"))
+    assert page.locator('[data-choose="face"] option').all_inner_texts() == ["1", "2"]
+    move(page, "yaw", 15)
+    largest = shown(page)
+    before = int(page.get_attribute(".hw-figure", "data-renders"))
+    page.select_option('[data-choose="face"]', index=1)
+    page.wait_for_function("n => +document.querySelector('.hw-figure').dataset.renders > n", arg=before)
+    assert shown(page) != largest
+    assert edit_of(page) == {"yaw": 15}
+    choose(page, portrait)
+    assert not page.is_visible('[data-choose="face"]')
+
+
+@needs_chromium
 def test_the_head_is_shown_in_space(page: Any, tmp_path: Path) -> None:
     with page.expect_response(re.compile(r"\.glb$")) as first:
         page.get_by_text("3D view of the head").click()
