@@ -65,6 +65,18 @@ SHIPPED = (
         "CC0 1.0",
     ),
     Shipped(
+        "regressor.safetensors",
+        "5c869ef86833599308cc3012ae1d994fc6585b9af4eb3bb9bc05fdff78935249",
+        "fit --regressor ours: reads the shape and the pose of a head off pictures",
+        "CC0 1.0",
+    ),
+    Shipped(
+        "refiner.safetensors",
+        "6f9974ea5f20804d1b68165bcf09bf33f1f1f588377de2a91ae519cdd4885dcf",
+        "--model refined: improves the geometric animator's pictures",
+        "Apache-2.0",
+    ),
+    Shipped(
         "face_landmarker.task",
         "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
         "faces, landmarks, irises, ARKit units",

@@ -119,7 +119,8 @@ class _Still:
     output: OutputOrFolder
     """A picture: .png, .jpg, .webp, .bmp or .tif."""
     model: str = "geometric"
-    """What moves the portrait: geometric (no learned weights), or the file of a pwm model."""
+    """What moves the portrait: geometric (no learned weights), refined (the same, and a small network of the package
+    improves it), or the file of a pwm or refiner model."""
     crop_only: bool = False
     """Write the face crop instead of the whole picture."""
     no_crop: bool = False
@@ -357,7 +358,7 @@ class Doctor:
 
 @dataclass
 class Models:
-    """List the models of the package (checked by hash) and those that a user may add: what for, licence, size, where."""
+    """List the models of the package, checked by hash, and those a user may add: what for, licence, size, where."""
 
     def run(self) -> None:
         from .catalogue import report

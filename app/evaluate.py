@@ -295,12 +295,13 @@ def model_facts(model: str) -> dict[str, str]:
     """What the result file says about a model."""
     from ..evaluation.backbones import file_hash
     from ..nets.model_file import read_header
-    from .models import GEOMETRIC
+    from .models import GEOMETRIC, model_file
 
     if model == GEOMETRIC:
         return {"method": "geometric"}
-    header = read_header(model)
-    return {"method": header.method, "file": Path(model).name, "sha256": file_hash(model), **header.facts}
+    file = model_file(model)
+    header = read_header(file)
+    return {"method": header.method, "file": Path(file).name, "sha256": file_hash(file), **header.facts}
 
 
 def _yaws(frames: Frames) -> Any:

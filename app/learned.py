@@ -107,9 +107,16 @@ class RefinedRenderer:
     Args:
         head: whose parameters drive it.
         model: the network, in evaluation mode.
+    Raises:
+        ValueError: the network was trained on another head.
     """
 
     def __init__(self, head: HeadModel, model: Refiner) -> None:
+        if head.name != model.config.head:
+            raise ValueError(
+                f"The refiner was trained on the head '{model.config.head}' and knows nothing of '{head.name}'; use "
+                "--model geometric with it."
+            )
         self.model, self.clues, self.animator = model, Clues(head), GeometricRenderer(head)
         self.size = model.config.size, model.config.size
 

@@ -1,4 +1,4 @@
-"""Which model moves a portrait: the geometric animator, or the file of a learned one."""
+"""Which model moves a portrait: the geometric animator, alone or refined by a network, or the file of a learned one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from ..media.errors import InputError
 from ..nets.inference import optimise
 from ..nets.model_file import load_model, read_header
 from ..render.geometric import GeometricRenderer, Observation
+from .catalogue import shipped
 
-GEOMETRIC = "geometric"
+GEOMETRIC, REFINED = "geometric", "refined"
+"""Names that are no files."""
+REFINER = "refiner.safetensors"
+"""The network behind refined; it comes with the package."""
 HEAD_METHODS = ("pwm", "refiner")
 """Methods that are driven by head parameters: they also edit."""
 KEYPOINT_METHODS = ("fomm", "dagan", "g3fa", "ostnet")
@@ -44,6 +48,7 @@ def open_model(name: str) -> nn.Module | None:
     """
     if name == GEOMETRIC:
         return None
+    name = model_file(name)
     try:
         method = read_header(name).method
         if method not in (*HEAD_METHODS, *KEYPOINT_METHODS):
@@ -52,6 +57,11 @@ def open_model(name: str) -> nn.Module | None:
         return optimise(load_model(name))
     except (FileNotFoundError, ValueError) as error:
         raise InputError(str(error)) from None
+
+
+def model_file(name: str) -> str:
+    """The file of a model: `refined` is one of the package's, checked by its hash."""
+    return str(shipped(REFINER)) if name == REFINED else name
 
 
 def is_keypoint_model(model: nn.Module | None) -> bool:
@@ -71,16 +81,16 @@ def make_renderer(name: str, head: HeadModel) -> Renderer:
     if is_keypoint_model(model):
         raise InputError(
             f"{name} is a keypoint model: it copies motion from a video and knows no pose or expression to set. "
-            "--model geometric, or a pwm or refiner model, does this."
+            "--model geometric, refined, or a pwm model, does this."
         )
     from ..nets.pwm import Pwm
     from ..nets.refiner import Refiner
     from .learned import PwmRenderer, RefinedRenderer
 
-    if isinstance(model, Refiner):
-        return RefinedRenderer(head, model)
-    assert isinstance(model, Pwm)
     try:
+        if isinstance(model, Refiner):
+            return RefinedRenderer(head, model)
+        assert isinstance(model, Pwm)
         return PwmRenderer(head, model)
     except ValueError as error:
         raise InputError(str(error)) from None

@@ -12,8 +12,9 @@ class AnimateOptions:
     """Options of `animate`; the command line's flags are these fields."""
 
     model: str = "geometric"
-    """What moves the portrait: geometric (no learned weights), or a model file: a pwm model, or a keypoint model (fomm,
-    dagan, g3fa, ostnet) that `headwarp convert` or `headwarp train` made."""
+    """What moves the portrait: geometric (no learned weights), refined (the same, and a small network of the package
+    improves it), or a model file: pwm, refiner, or a keypoint model (fomm, dagan, g3fa, ostnet) that `headwarp convert`
+    or `headwarp train` made."""
     motion: Literal["relative", "absolute"] = "relative"
     """relative: the source's own pose and expression are the neutral, the driver's first face is its rest.
     absolute: take the driver's pose and expression as they are."""

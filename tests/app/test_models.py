@@ -10,8 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from headwarp.app.animator import Animator
 from headwarp.app.explain import explain, with_keypoints
 from headwarp.app.learned import border, with_detail
+from headwarp.app.models import make_renderer
+from headwarp.geom.head import HeadModel, load_head
+from headwarp.media.errors import InputError
 from headwarp.media.image import load_image, save_image
 from headwarp.nets.dense_motion import DenseMotionConfig
 from headwarp.nets.fomm import CommonParams, Fomm, FommConfig
@@ -78,6 +82,34 @@ def test_a_pwm_file_animates(lab: SimpleNamespace, portrait: Path, driving: Path
     done = lab.headwarp("animate", "-s", portrait, "-d", driving, "-o", tmp_path / "a.mp4", "--model", pwm)
     assert done.code == 0, done
     assert len(lab.frames(tmp_path / "a.mp4")) == len(lab.frames(driving))
+
+
+def test_the_refiner_mends_what_moves_and_leaves_the_rest(portrait: Path):
+    plain, refined = (Animator(portrait, model=model, size=256) for model in ("geometric", "refined"))
+    still = refined.portrait.params
+    np.testing.assert_array_equal(refined.render(still), plain.render(still))
+    before, after = (animator.edit(yaw=12, jaw=8).astype(int) for animator in (plain, refined))
+    change = np.abs(after - before)
+    assert 0.1 < change.mean() < 6  # grey levels: it corrects, the picture is the animator's
+    square = refined.portrait.square
+    left, top = (int(x) for x in np.round(np.array(square.center) - square.side / 2))
+    side = int(square.side)
+    outside = np.ones(change.shape[:2], bool)
+    outside[max(top, 0) : top + side, max(left, 0) : left + side] = False
+    assert not change[outside].any()
+    assert change[max(top, 0)].max() <= 2  # it fades at the square's border
+
+
+def test_the_refiner_knows_one_head(head_of_another_name: HeadModel):
+    with pytest.raises(InputError, match="trained on the head 'open' and knows nothing of 'another'"):
+        make_renderer("refined", head_of_another_name)
+
+
+@pytest.fixture(scope="module")
+def head_of_another_name() -> HeadModel:
+    head = load_head()
+    head.name = "another"
+    return head
 
 
 def test_fomm_writes_what_its_network_computes(lab: SimpleNamespace, crop: Path, fomm: Path, tmp_path: Path):
