@@ -194,9 +194,12 @@ def test_the_whole_training_step_agrees(training, model, ensemble, renderer, vgg
     assert loss.item() == pytest.approx(values["discriminator_losses"]["disc_gan"], rel=1e-4)
     loss.backward()
     for k, part in enumerate([ensemble.picture, ensemble.depth, ensemble.normal], 1):
-        for name, norm in values[f"grad_norms_discriminator{k}"].items():
+        norms = values[f"grad_norms_discriminator{k}"]
+        rounding = 5e-5 * max(norms.values())  # what is left of sums that cancel depends on their order
+        for name, norm in norms.items():
             ours_name = name.replace("weight_orig", "parametrizations.weight.original")
-            assert part.get_parameter(ours_name).grad.norm().item() == pytest.approx(norm, rel=2e-3, abs=5e-6), name
+            gradient = part.get_parameter(ours_name).grad.norm().item()
+            assert gradient == pytest.approx(norm, rel=2e-3, abs=rounding), name
 
 
 def test_how_much_geometry_teaches_in_numbers(training, tiny, named_weights, renderer):
