@@ -44,13 +44,16 @@ def load_dagan(
     attention: Literal["none", "self", "depth"] = "none"
     if "AttnModule.gamma" in generator:
         attention = "depth" if "src_first.conv.weight" in generator else "self"
+    spade = "decoder.fc.weight" in generator
+    if kinds[channels] == "rgb" and attention == "none" and not spade:
+        raise ValueError(f"{path} has neither depth nor attention, which makes it a FOMM: use `headwarp convert fomm`.")
     config = DaGanConfig(
         common_params=common,
         kp_detector_params=keypoints,
         generator_params=generator_settings(generator, common.num_kp, path, WHAT),
         keypoint_input=kinds[channels],  # type: ignore[arg-type]
         attention=attention,
-        decoder="spade" if "decoder.fc.weight" in generator else "residual",
+        decoder="spade" if spade else "residual",
         align_corners=align_corners,
     )
     if not config.uses_depth:

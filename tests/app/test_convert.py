@@ -85,7 +85,7 @@ def test_fomm(tmp_path, prefix, capsys):
         {"keypoint_input": "rgb"},
         {"keypoint_input": "depth"},
         {"attention": "self"},
-        {"keypoint_input": "rgb", "attention": "none"},
+        {"keypoint_input": "rgb", "attention": "none", "decoder": "spade"},
         {"depth_params": DepthConfig(50)},
     ],
     ids=str,
@@ -130,6 +130,9 @@ def test_what_does_not_belong_together_is_told(tmp_path):
         Convert("dagan", output, path).run()
     with pytest.raises(InputError, match="DaGAN checkpoint"):
         Convert("fomm", output, path).run()
+    plain = checkpoint(Fomm(FommConfig(CommonParams(num_kp=6), KEYPOINTS, GENERATOR)), tmp_path / "fomm.pth.tar")
+    with pytest.raises(InputError, match=r"makes it a FOMM: use `headwarp convert fomm`"):
+        Convert("dagan", output, plain).run()
     with pytest.raises(InputError, match="needs --checkpoint"):
         Convert("fomm", output).run()
 
