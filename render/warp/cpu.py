@@ -33,8 +33,8 @@ from ..lanes import (
 )
 from .reference import Axis, displacement_axis
 
-_SHARE = 1 << 22
-"""Bytes of features that are worth a thread of their own: waking one costs as much as warping one or two megabytes."""
+_SHARE = 1 << 20
+"""Numbers in the features that are worth a thread of their own: waking one costs as much as warping some 300,000."""
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 
 
@@ -136,7 +136,7 @@ def warp_backward(
 
 def _worthwhile(features: NDArray[Any], threads: int) -> int:
     """How many threads to use for so much."""
-    return max(1, min(threads, features.nbytes // _SHARE))
+    return max(1, min(threads, features.size // _SHARE))
 
 
 def _whole(width: int) -> int:
