@@ -1,6 +1,6 @@
 """`headwarp models`: the models that come with the package and those a user may add: what for, licence, size, where.
 
-A model that comes with the package is known by its hash; `shipped` checks it before the file is used.
+What comes with the package is known by its hash; those of models are checked whenever one is loaded, too.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..media.errors import InputError
+from ..nets.model_file import ASSETS
+from ..nets.model_file import SHIPPED as SHIPPED_MODELS
 
-ASSETS = Path(__file__).parent.parent / "assets"
 USER = Path.home() / ".cache" / "headwarp"
 
 
@@ -66,13 +66,13 @@ SHIPPED = (
     ),
     Shipped(
         "regressor.safetensors",
-        "5c869ef86833599308cc3012ae1d994fc6585b9af4eb3bb9bc05fdff78935249",
+        SHIPPED_MODELS["regressor.safetensors"],
         "fit --regressor ours: reads the shape and the pose of a head off pictures",
         "CC0 1.0",
     ),
     Shipped(
         "refiner.safetensors",
-        "6f9974ea5f20804d1b68165bcf09bf33f1f1f588377de2a91ae519cdd4885dcf",
+        SHIPPED_MODELS["refiner.safetensors"],
         "--model refined: improves the geometric animator's pictures",
         "Apache-2.0",
     ),
@@ -236,19 +236,6 @@ def file_hash(path: Path) -> str:
     """sha256 of a file, read once per process."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def shipped(file: str) -> Path:
-    """A model of the package, checked.
-
-    Raises:
-        InputError: it is missing, or not the file that was published.
-    """
-    entry = next(entry for entry in SHIPPED if entry.file == file)
-    state = entry.state()
-    if state != "ok":
-        raise InputError(f"{entry.path} is {state}: install headwarp again, or check the repository out whole.")
-    return entry.path
 
 
 def report() -> bool:

@@ -415,6 +415,12 @@ DEMO_FLAGS = {
 """Flags of the demos of FOMM and DaGAN -> those of `headwarp animate`."""
 
 
+def _unread() -> SystemExit:
+    """The end when nobody reads what is printed any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the last flush complain
+    return SystemExit(0)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `headwarp` command."""
     given = sys.argv[1:] if arguments is None else arguments
@@ -432,12 +438,13 @@ def main(arguments: list[str] | None = None) -> None:
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except BrokenPipeError:  # `headwarp --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the last flush complain
-        raise SystemExit(0) from None
+        raise _unread() from None
     # A polite kill cleans up as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         command.run()
+    except BrokenPipeError:  # `headwarp models | head`
+        raise _unread() from None
     except KeyboardInterrupt:
         print("\nInterrupted; nothing half-written was left behind.", file=sys.stderr)
         raise SystemExit(130) from None

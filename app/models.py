@@ -10,9 +10,8 @@ from torch import nn
 from ..geom.head import HeadModel, HeadParams
 from ..media.errors import InputError
 from ..nets.inference import optimise
-from ..nets.model_file import load_model, read_header
+from ..nets.model_file import ASSETS, load_model, read_header
 from ..render.geometric import GeometricRenderer, Observation
-from .catalogue import shipped
 
 GEOMETRIC, REFINED = "geometric", "refined"
 """Names that are no files."""
@@ -60,8 +59,8 @@ def open_model(name: str) -> nn.Module | None:
 
 
 def model_file(name: str) -> str:
-    """The file of a model: `refined` is one of the package's, checked by its hash."""
-    return str(shipped(REFINER)) if name == REFINED else name
+    """The file of a model: `refined` is one of the package's."""
+    return str(ASSETS / REFINER) if name == REFINED else name
 
 
 def is_keypoint_model(model: nn.Module | None) -> bool:

@@ -6,6 +6,7 @@ anything else is a fact that is kept: licence, data, source, sha256 of the file 
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -33,6 +34,12 @@ METHODS = {
     "regressor": "regressor:HeadRegressor",
 }
 """Method -> module and class of this package. The class takes its settings (`Config`) and keeps them as `config`."""
+ASSETS = Path(__file__).parent.parent / "assets"
+SHIPPED = {
+    "refiner.safetensors": "6f9974ea5f20804d1b68165bcf09bf33f1f1f588377de2a91ae519cdd4885dcf",
+    "regressor.safetensors": "5c869ef86833599308cc3012ae1d994fc6585b9af4eb3bb9bc05fdff78935249",
+}
+"""Models that come with the package, in `ASSETS`, and their sha256; `load_model` checks it."""
 
 
 class Model(Protocol):
@@ -99,9 +106,11 @@ def load_model(path: str | Path, *, device: str = "cpu") -> nn.Module:
     """The model of a file, in evaluation mode.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_header`; also weights that do not fit the settings or are not finite.
+        FileNotFoundError, ValueError: as `read_header`; also weights that do not fit the settings or are not finite,
+            and a model of the package that is not the one that was published.
     """
     header = read_header(path)
+    _check_shipped(Path(path).resolve())
     cls = model_class(header.method)
     model: nn.Module = cls(build(cls.Config, header.config, f"{path}: "))
     tensors: dict[str, Tensor] = {}
@@ -116,6 +125,14 @@ def load_model(path: str | Path, *, device: str = "cpu") -> nn.Module:
         reason = str(error).replace("\n\t", " ").strip()
         raise ValueError(f"{path}: the weights do not fit its settings. {reason}") from None
     return model.to(device).eval()
+
+
+def _check_shipped(path: Path) -> None:
+    wanted = SHIPPED.get(path.name) if path.parent == ASSETS.resolve() else None
+    if wanted is not None and hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+        raise ValueError(
+            f"{path} is not the file that was published: install headwarp again, or check the repository out whole."
+        )
 
 
 def model_class(method: str) -> Any:
