@@ -130,11 +130,7 @@ class RefinedRenderer:
     @torch.no_grad()
     def render(self, state: RefinedState, target: HeadParams) -> Moved:
         made = self.animator.render(state.geometric, target)
-        height, width = made.displacement.shape[:2]
-        moved = torch.from_numpy(made.displacement).permute(2, 0, 1)[None]
-        moved = moved * moved.new_tensor([2 / width, 2 / height])[:, None, None]
-        shown = torch.from_numpy(made.visible)[None, None]
-        clues = self.clues.draw(state.normals, target, state.camera, self.size, moved, shown)
+        clues = self.clues.draw(state.normals, target, state.camera, self.size, made)
         picture = _tensor(made.image)
         small = picture
         if picture.shape[-2:] != self.size:

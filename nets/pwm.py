@@ -265,6 +265,14 @@ class Pwm(nn.Module):
             )
 
 
+def drawn_faces(head: HeadModel, leave_out: tuple[str, ...] = UNSOLVED) -> Tensor:
+    """(F', 3) triangles of a head without the named parts; heads without these parts are drawn whole."""
+    kept = torch.ones(len(head.faces), dtype=torch.bool, device=head.faces.device)
+    for name in set(leave_out) & set(head.part_names):
+        kept[head.part_faces(name)] = False
+    return head.faces[kept]
+
+
 @dataclass(frozen=True)
 class Posed:
     """Heads in a picture."""
@@ -302,10 +310,7 @@ class Guide:
                 f"'{head.name}' has {len(head.v_template)}. Codes belong to one head model."
             )
         self.head, self.config = head, config
-        kept = torch.ones(len(head.faces), dtype=torch.bool, device=head.faces.device)
-        for name in set(leave_out) & set(head.part_names):
-            kept[head.part_faces(name)] = False
-        self.faces = head.faces[kept]
+        self.faces = drawn_faces(head, leave_out)
 
     def pose(self, params: HeadParams, camera: Camera | WeakPerspective, size: tuple[int, int]) -> Posed:
         """B heads in pictures of `size` (H, W) seen by `camera`."""

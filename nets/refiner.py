@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from ..geom.camera import Camera
 from ..geom.head import HeadModel, HeadParams
+from ..render.geometric import Rendered
 from ..render.guidance import nmfc_codes
 from ..render.interpolate import interpolate
 from ..render.rasterize import rasterize
 from ..render.surface import vertex_normals
 from .layers import conv, leaky
-from .pwm import UNSOLVED
+from .pwm import drawn_faces
 
 CLUES = 12
 """Channels of `Clues.draw`: displacement 2, shown 1, normals 3, the source's normals 3, place on the mean head 3."""
@@ -121,54 +122,40 @@ def motion_share(displacement: Tensor) -> Tensor:
 
 
 class Clues:
-    """Draws what the network is told beside the picture.
+    """Draws what the network is told beside the picture."""
 
-    Args:
-        head: the head model.
-        leave_out: names of parts that are not drawn.
-    """
-
-    def __init__(self, head: HeadModel, *, leave_out: tuple[str, ...] = UNSOLVED) -> None:
-        self.head = head
-        kept = torch.ones(len(head.faces), dtype=torch.bool, device=head.faces.device)
-        for name in set(leave_out) & set(head.part_names):
-            kept[head.part_faces(name)] = False
-        self.faces = head.faces[kept]
+    def __init__(self, head: HeadModel) -> None:
+        self.head, self.faces = head, drawn_faces(head)
         self.places = nmfc_codes(head.v_template)
 
     @torch.no_grad()
     def normals(self, params: HeadParams) -> Tensor:
-        """(B, V, 3) world normals of heads. Those of a source are computed once."""
+        """(1, V, 3) world normals of a head. Those of a source are computed once."""
         return vertex_normals(self.head(params), self.head.faces)
 
     @torch.no_grad()
     def draw(
-        self,
-        source_normals: Tensor,
-        driving: HeadParams,
-        camera: Camera,
-        size: tuple[int, int],
-        displacement: Tensor,
-        shown: Tensor,
+        self, source_normals: Tensor, driving: HeadParams, camera: Camera, size: tuple[int, int], made: Rendered
     ) -> Tensor:
         """
         Args:
-            source_normals: (B, V, 3) of the source heads.
-            driving: B heads.
-            camera: B, of the picture.
+            source_normals: (1, V, 3) of the source head.
+            driving: B = 1, the head.
+            camera: of the picture.
             size: (H, W) of the picture.
-            displacement: (B, 2, h, w) NDC, where the geometric animator looked in the source.
-            shown: (B, 1, h, w) in [0, 1], where the source shows what is drawn.
+            made: what the geometric animator drew of the head, at any size.
         Returns:
-            (B, `CLUES`, H/2, W/2); normals and places are 0 off the head.
+            (1, `CLUES`, H/2, W/2); normals and places are 0 off the head.
         """
         half = size[0] // 2, size[1] // 2
+        height, width = made.displacement.shape[:2]
+        pixels = torch.from_numpy(made.displacement).permute(2, 0, 1)
+        displacement = pixels * pixels.new_tensor([2 / width, 2 / height])[:, None, None]
+        origin = torch.cat([displacement, torch.from_numpy(made.visible)[None]])[None]
         vertices = self.head(driving)
         normals = vertex_normals(vertices, self.head.faces)
-        places = self.places.expand(len(vertices), -1, -1)
         seen = camera.ndc(vertices, size)
         fragments = rasterize(seen, self.faces, half, perspective=True)
-        attributes = torch.cat([normals, source_normals.expand_as(normals), places], 2)
+        attributes = torch.cat([normals, source_normals, self.places[None]], 2)
         drawn = interpolate(attributes, fragments, seen, self.faces, perspective=True)
-        motion = F.interpolate(torch.cat([displacement, shown], 1), half, mode="area")
-        return torch.cat([motion, drawn], 1)
+        return torch.cat([F.interpolate(origin, half, mode="area"), drawn], 1)

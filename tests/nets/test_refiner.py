@@ -12,6 +12,7 @@ from headwarp.geom.camera import Camera
 from headwarp.geom.head import HeadModel, HeadParams, load_head
 from headwarp.nets.model_file import load_model, save_model
 from headwarp.nets.refiner import CLUES, Clues, Refiner, RefinerConfig, motion_share
+from headwarp.render.geometric import Rendered
 
 SMALL = RefinerConfig(size=64, base_channels=4, max_channels=8, levels=2)
 
@@ -29,6 +30,12 @@ def camera() -> Camera:
 def posed(head: HeadModel, yaw: float = 0.0) -> HeadParams:
     rotation = torch.tensor([[0.0, yaw, 0.0]])
     return HeadParams.zeros(head, 1).replace(translation=torch.tensor([[0.0, 0.0, -1.2]]), rotation=rotation)
+
+
+def moved_by(displacement: float) -> Rendered:
+    """What the animator says of 64 x 64 pixels that all come from `displacement` (NDC) away."""
+    pixels = np.full((64, 64, 2), 32 * displacement, np.float32)
+    return Rendered(np.zeros((64, 64, 3), np.uint8), pixels, np.ones((64, 64), np.float32))
 
 
 def trained() -> Refiner:
@@ -85,9 +92,7 @@ def test_shapes_that_do_not_fit_get_a_sentence():
 def test_clues_say_how_the_surface_turned(head: HeadModel, camera: Camera):
     clues, turn = Clues(head), 0.3
     source, driving = posed(head), posed(head, turn)
-    shown = torch.ones(1, 1, 64, 64)
-    displacement = torch.full((1, 2, 64, 64), 0.25)
-    drawn = clues.draw(clues.normals(source), driving, camera, (64, 64), displacement, shown)
+    drawn = clues.draw(clues.normals(source), driving, camera, (64, 64), moved_by(0.25))
     assert drawn.shape == (1, CLUES, 32, 32)
     assert (drawn[:, :2] == 0.25).all()
     on = drawn[0, 9:].abs().sum(0) > 0
@@ -108,10 +113,7 @@ def test_it_learns_shading_that_follows_the_turn(head: HeadModel, camera: Camera
     light = torch.tensor([0.8, 0.0, 0.6])
     pictures, told, targets = [], [], []
     for yaw in torch.linspace(-0.5, 0.5, 9):
-        drawn = clues.draw(
-            clues.normals(source), posed(head, float(yaw)), camera, (64, 64),
-            torch.full((1, 2, 64, 64), 0.1), torch.ones(1, 1, 64, 64),
-        )  # fmt: skip
+        drawn = clues.draw(clues.normals(source), posed(head, float(yaw)), camera, (64, 64), moved_by(0.1))
         now, before = (torch.einsum("c,bchw->bhw", light, drawn[:, k : k + 3]).clamp(min=0)[:, None] for k in (3, 6))
         enlarge = torch.nn.Upsample(scale_factor=2, mode="bilinear")
         pictures.append(enlarge(before).expand(-1, 3, -1, -1))

@@ -156,10 +156,7 @@ class RefinerStep(Step):
                 motion = moment.params.replace(shape=still.params.shape)
                 made = self._animator.render(state, motion)
                 pictures.append(_tensor(made.image))
-                moved = torch.from_numpy(made.displacement).permute(2, 0, 1)[None]
-                moved = moved * moved.new_tensor([2 / size[1], 2 / size[0]])[:, None, None]
-                shown = torch.from_numpy(made.visible)[None, None]
-                clues.append(self._clues.draw(normals, motion, still.camera, size, moved, shown))
+                clues.append(self._clues.draw(normals, motion, still.camera, size, made))
                 targets.append(_tensor(moment.pixels))
                 features.append(torch.from_numpy(feature_mask(moment.landmarks, size))[None, None])
         device = batch.views[0].image.device
