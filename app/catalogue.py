@@ -5,13 +5,11 @@ What comes with the package is known by its hash; those of models are checked wh
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from ..nets.model_file import ASSETS
+from ..nets.model_file import ASSETS, file_hash
 from ..nets.model_file import SHIPPED as SHIPPED_MODELS
 
 USER = Path.home() / ".cache" / "headwarp"
@@ -215,12 +213,20 @@ EXTERNAL = (
         _vgg19,
     ),
     External(
-        "AlexNet, VGG-16",
+        "AlexNet",
         "LPIPS as published",
         "unstated (torchvision)",
-        "233, 528 MB",
+        "233 MB",
         "see docs/evaluation.md",
         _metric("alexnet"),
+    ),
+    External(
+        "VGG-16",
+        "LPIPS on VGG as published",
+        "unstated (torchvision)",
+        "528 MB",
+        "see docs/evaluation.md",
+        _metric("vgg16"),
     ),
     External(
         "Inception (FID)", "FID as published", "Apache-2.0", "91 MB", "see docs/evaluation.md", _metric("inception")
@@ -229,13 +235,6 @@ EXTERNAL = (
         "ArcFace", "CSIM as published", "non-commercial", "size unknown", "see docs/evaluation.md", _metric("arcface")
     ),
 )
-
-
-@cache
-def file_hash(path: Path) -> str:
-    """sha256 of a file, read once per process."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def report() -> bool:

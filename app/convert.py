@@ -50,7 +50,7 @@ class Convert:
     def run(self) -> None:
         from ..media.errors import InputError
         from ..media.files import write_error
-        from ..nets.model_file import save_model
+        from ..nets.model_file import file_hash, save_model
 
         if self.output.suffix != ".safetensors":
             raise InputError(f"A model file ends with .safetensors, got {self.output}.")
@@ -62,7 +62,7 @@ class Convert:
             raise InputError(str(error)) from None
         facts = {
             "source": ", ".join(file.name for file in files),
-            "sha256": ", ".join(_sha256(file) for file in files),
+            "sha256": ", ".join(file_hash(file) for file in files),
             "licence": LICENCES[self.kind],
         }
         try:
@@ -169,10 +169,3 @@ def describe(model: nn.Module) -> str:
     if isinstance(model, Unsup3d):
         return f"{model.config.image_size} x {model.config.image_size} pixels"
     return type(model).__name__
-
-
-def _sha256(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -293,8 +293,7 @@ class KeypointReenactor:
 
 def model_facts(model: str) -> dict[str, str]:
     """What the result file says about a model."""
-    from ..evaluation.backbones import file_hash
-    from ..nets.model_file import read_header
+    from ..nets.model_file import file_hash, read_header
     from .models import GEOMETRIC, model_file
 
     if model == GEOMETRIC:

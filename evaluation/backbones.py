@@ -31,6 +31,7 @@ from ..geom.camera import Camera
 from ..geom.head import HeadParams
 from ..geom.rotation import axis_angle_to_euler
 from ..media.files import atomic_write
+from ..nets.model_file import file_hash
 from ..nets.perceptual import Backbone
 from ..third_party.mediapipe import ASSETS
 from .arcface import IResNet, aligned
@@ -76,12 +77,6 @@ def find_weights(what: str, folder: Path | None = None) -> Path | None:
         if found := sorted(place.glob(pattern)):
             return found[0]
     return None
-
-
-def file_hash(path: Path | str) -> str:
-    """sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

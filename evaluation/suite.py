@@ -29,6 +29,7 @@ from torch import Tensor
 from ..geom.camera import Camera
 from ..geom.head import HeadParams
 from ..nets import depth_metrics
+from ..nets.model_file import file_hash
 from ..nets.perceptual import Backbone
 from ..render.surface import depth_image
 from ..third_party.backbones import load_backbone
@@ -45,7 +46,6 @@ from .backbones import (
     PictureEmbedding,
     as_batch,
     fan_weights,
-    file_hash,
     find_weights,
     head_of,
 )

@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from pathlib import Path
 from typing import Protocol
 
 import cv2
@@ -30,7 +29,7 @@ from ..geom.track import FaceTrack
 from ..media.crop import Crop
 from ..media.errors import InputError
 from ..nets.deca import CODES, SIDE, DecaEncoder
-from ..nets.model_file import load_model, read_header
+from ..nets.model_file import ASSETS, load_model, read_header
 from ..nets.regressor import HeadCodes, HeadRegressor, looking
 from ..third_party.deca import DECA_HELP, crop_of_landmarks, find_deca, load_encoder
 from ..third_party.mediapipe import Picture
@@ -39,7 +38,7 @@ from .fit import MakeGuess, VideoFitter
 from .options import Refine, Regressor
 from .solve import DISTANCE, WIDEST, Guess, View
 
-WEIGHTS = Path(__file__).parent.parent / "assets" / "regressor.safetensors"
+WEIGHTS = ASSETS / "regressor.safetensors"
 """Of our regressor, as the package has them."""
 _BATCH = 16
 _BROWS = (70, 63, 105, 66, 107, 336, 296, 334, 293, 300)

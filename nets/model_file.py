@@ -127,9 +127,15 @@ def load_model(path: str | Path, *, device: str = "cpu") -> nn.Module:
     return model.to(device).eval()
 
 
+def file_hash(path: Path | str) -> str:
+    """sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _check_shipped(path: Path) -> None:
     wanted = SHIPPED.get(path.name) if path.parent == ASSETS.resolve() else None
-    if wanted is not None and hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+    if wanted is not None and file_hash(path) != wanted:
         raise ValueError(
             f"{path} is not the file that was published: install headwarp again, or check the repository out whole."
         )

@@ -119,14 +119,15 @@ class Trainer:
             return
         finished = self.folder / FINISHED
         finished.unlink(missing_ok=True)
-        often = self.config.log_params
+        often, begin = self.config.log_params, self.progress.step
         # The batches first: their workers load while the validation samples are made.
         with closing(self._batches()) as batches, closing(Report(self)) as report:
             self.clock.skip()
             while self.progress.step < self.iterations:
                 micro = [batch.to(self.fabric.device) for batch in islice(batches, self.params.accumulate)]
                 self.clock.mark("data")
-                report.add(self._fitting_step(self.progress.step, micro))
+                take = self._first_step if self.progress.step == begin else self.train_step
+                report.add(take(self.progress.step, micro))
                 self.progress.step += 1
                 step, last = self.progress.step, self.progress.step == self.iterations
                 stop = False
@@ -150,8 +151,8 @@ class Trainer:
             finished.touch()
         self._tell(f"{self.iterations} steps are done ({self.clock}). {self.folder / 'model.safetensors'}")
 
-    def _fitting_step(self, number: int, batches: list[Batch]) -> Losses:
-        """`train_step`; what fails with pictures of an unusual size says so.
+    def _first_step(self, number: int, batches: list[Batch]) -> Losses:
+        """`train_step`; what fails with pictures of an unusual size says so. Later ones have had that size before.
 
         Raises:
             InputError: the network cannot take pictures of this size.

@@ -317,9 +317,9 @@ def test_tracks_of_clip_folders_are_used_and_can_be_set_aside(tmp_path):
 def test_official_weights_bring_the_published_names_beside_the_others(frames, tmp_path):
     """Networks of the official shapes (drawn at random, nobody's weights are here) found by their files' names."""
     from headwarp.evaluation.arcface import IResNet
-    from headwarp.evaluation.backbones import file_hash
     from headwarp.evaluation.inception import Inception
     from headwarp.evaluation.lpips import Lpips
+    from headwarp.nets.model_file import file_hash
 
     weights = tmp_path / "weights"
     (weights / "arcface_r50").mkdir(parents=True)
