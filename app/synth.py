@@ -42,7 +42,7 @@ class Synth:
     quality: Literal["draft", "full"] = "draft"
     """full: finer hair and light, about three times slower."""
     truth: bool = False
-    """Also write truth.safetensors: depth, normals, segmentation, hair, 68 landmarks, flow to the next frame (0.8 MB a
+    """Also write truth.safetensors: depth, normals, segmentation, hair, 68 landmarks, flow to the next frame (0.9 MB a
     frame at 256 pixels)."""
     workers: int = 0
     """Processes; 0: one for each core."""

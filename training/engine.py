@@ -253,7 +253,8 @@ class Trainer:
     def _make_request(self) -> Request:
         head = getattr(self.step, "head", None)
         sha256 = head.sha256 if isinstance(head, HeadModel) else None
-        return Request(self.config.dataset_params.size, self.step.moments, self.step.needs, sha256)
+        step = self.step
+        return Request(self.config.dataset_params.size, step.moments, step.needs, step.truth, sha256)
 
     def _resume(self) -> Progress:
         found = checkpoints(self.folder / CHECKPOINTS)

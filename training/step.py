@@ -35,6 +35,7 @@ class Step(nn.Module):
             `discriminator_params`. Every field has a default. The class is called as `Step(settings)`.
         moments: views of a batch: 2 = [source, driving], 3 = [before, now, after].
         needs: fields of `View` besides `image` that the method cannot train without.
+        truth: fields of synthetic people that `judge` compares with where they are known; training never gets them.
         model: what is trained by `losses`, averaged over time (EMA) and saved with `nets.model_file`.
         critic: the discriminators, trained by `critic_losses`; None where there are none.
     Frozen helpers (perceptual networks, heads) are attributes too; their parameters do not require gradients, and they
@@ -45,6 +46,7 @@ class Step(nn.Module):
     Settings: ClassVar[type[Any]]
     moments: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset()
+    truth: ClassVar[frozenset[str]] = frozenset()
 
     model: nn.Module
     critic: nn.Module | None

@@ -213,7 +213,7 @@ class SyntheticPeople:
         actor = person.elsewhere(scene.look)
         device = torch.device(self.params.device)
         frame = actor.render(scene.params.to(device), scene.camera.to(device), request.size)
-        views = [view_of(cast.head, frame, scene, int(k), request.needs) for k in order]
+        views = [view_of(cast.head, frame, scene, int(k), request.needs | request.truth) for k in order]
         return Batch(views, [f"synthetic-{seed}"])
 
     def _open(self) -> Cast:

@@ -65,7 +65,7 @@ class SetRecipe:
 
 
 TRUTH: dict[str, tuple[Any, str]] = {
-    "depth": (np.float16, "(T, H, W) metres to the solid surface, +inf on the background"),
+    "depth": (np.float32, "(T, H, W) metres to the solid surface, +inf on the background"),
     "normals": (np.int8, "(T, 3, H, W) 127 times the unit world normal, 0 on the background"),
     "segmentation": (np.uint8, "(T, H, W) index into render.synthetic.CLASSES"),
     "hair": (np.uint8, "(T, H, W) share of the pixel that hair covers, 255 = all"),

@@ -18,15 +18,17 @@ from .draft import Person
 from .flow import Flow, surface_flow
 from .motion import Performance, replay_motion, resting_place, sample_motion, sample_performance
 from .people import Appearance, sample_appearance, sample_identity
-from .render import CLASSES, Frame, render_head
+from .render import CLASSES, FACE, Frame, face_mask, render_head
 
 __all__ = [
     "CLASSES",
+    "FACE",
     "Appearance",
     "Flow",
     "Frame",
     "Performance",
     "Person",
+    "face_mask",
     "render_head",
     "replay_motion",
     "resting_place",

@@ -32,6 +32,8 @@ from .strands import Posed, Strands, carry_on_skin, carry_rigid, follow_skull, r
 
 CLASSES = ("background", "skin", "lips", "eye", "mouth", "teeth", "tongue", "brow", "hair", "cloth")
 """What `Frame.segmentation` counts; lashes and beards are in "brow"."""
+FACE = ("skin", "lips", "eye", "mouth", "teeth", "tongue", "brow")
+"""Classes whose depth is judged: hair has no exact depth, and cloth is not the head's."""
 SHADOW_RADIUS = 0.26
 """Metres around the head that the shadow map covers."""
 
@@ -55,6 +57,12 @@ class Frame:
     """(B, 1, H, W) share of the pixel that strands cover, 0 to 1."""
     vertices: Tensor
     """(B, N, 3) world vertices of the head model."""
+
+
+def face_mask(segmentation: Tensor) -> Tensor:
+    """(B, 1, H, W) bool: where (B, H, W) classes are of `FACE`."""
+    kept = torch.tensor([CLASSES.index(name) for name in FACE], device=segmentation.device)
+    return torch.isin(segmentation, kept)[:, None]
 
 
 def render_head(

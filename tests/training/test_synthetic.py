@@ -22,6 +22,8 @@ from headwarp.geom.track import FaceTrack
 from headwarp.media.errors import InputError
 from headwarp.media.video import VideoReader
 from headwarp.render.synthetic import CLASSES
+from headwarp.training.config import DatasetParams, HoldOut
+from headwarp.training.data import open_held_out, open_training
 from headwarp.training.data.source import Request
 from headwarp.training.synthetic import SyntheticParams, SyntheticPeople, landmarks, shared_head
 from headwarp.training.synthetic_set import SetRecipe, clip_name, write_set
@@ -212,6 +214,21 @@ def test_the_truth_file_says_what_the_track_says(head, data_set):
     assert truth["flow"][-1].abs().max() == 0
     lengths = truth["normals"].float().norm(dim=1)
     assert ((lengths < 1) | ((lengths - 127).abs() < 1.5)).all()
+
+
+def test_only_validation_reads_the_truth_of_a_set(data_set):
+    settings = DatasetParams(root_dir=str(data_set), frame_shape=(64, 64, 3), cache_gb=0, hold_out=HoldOut(every=2))
+    request = Request((64, 64), 2, truth=frozenset({"depth", "segmentation"}))
+    seen = open_training(settings, request).sample(0, np.random.default_rng(0)).source
+    assert seen.depth is None
+    assert seen.segmentation is None
+    [held_out] = open_held_out(settings, request, 8).values()
+    driving = held_out.sample(1, np.random.default_rng(0)).driving  # frame 3 of the first clip
+    with safe_open(data_set / "train/synthetic-00000#000/truth.safetensors", framework="pt") as file:
+        assert torch.equal(driving.depth[0, 0], file.get_tensor("depth")[3])
+        assert torch.equal(driving.segmentation[0], file.get_tensor("segmentation")[3])
+    smaller = open_held_out(replace(settings, frame_shape=(32, 32, 3)), replace(request, size=(32, 32)), 8)
+    assert smaller["every"].sample(0, np.random.default_rng(0)).driving.depth is None
 
 
 def test_a_set_goes_on_after_a_kill_with_the_same_files(data_set, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from glob import glob
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def open_training(params: DatasetParams, request: Request) -> Source:
             "horizontal_flip is for methods that learn from pictures alone: a mirrored head has no exact parameters. "
             "Leave it out of dataset_params.augmentation_params.flip_param."
         )
+    request = replace(request, truth=frozenset())
     found = params.all_sources()
     clips = {number: _clips(source, params) for number, source in enumerate(found) if source.synthetic is None}
     check_hold_out([clip for some in clips.values() for clip in some], params.hold_out)

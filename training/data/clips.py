@@ -1,6 +1,7 @@
 """Clips on the disk as a source: folders of `headwarp fit`, FOMM's folders, and tar shards.
 
     DIR/train/NAME/clip.mp4, clip.safetensors     headwarp fit; also without train/ and test/, and one clip alone
+    DIR/test/NAME/truth.safetensors               headwarp synth --truth; validation judges by it
     DIR/train/NAME.mp4, NAME.gif, NAME/0000.png   FOMM; pictures only
 
 Clips below `test/` are never trained on; `hold_out` keeps more.
@@ -28,7 +29,7 @@ from .augment import augment
 from .frames import FrameStore, resize
 from .moments import draw_moments, split_frames
 from .source import Request
-from .tracks import TrackFile, views_of
+from .tracks import TrackFile, TruthFile, views_of
 
 HEAD_FIELDS = frozenset({"params", "camera", "landmarks"})
 """What a track tells of a frame."""
@@ -54,6 +55,7 @@ class Clip:
     """Path below the data set, without ending."""
     frames: Frames
     track: TrackFile | None = None
+    truth: TruthFile | None = None
 
     @property
     def identity(self) -> str:
@@ -78,6 +80,11 @@ class Clip:
             check_head(self, request.head)
         rising = sorted(indices)
         known = views_of(self.track.frames(rising), self.frames.native(), request.size)
+        if self.truth is not None and request.truth:
+            truth = self.truth.fields(rising, sorted(request.truth), request.size)
+            for t, view in enumerate(known):
+                for name, field in truth.items():
+                    setattr(view, name, field[t : t + 1])
         places = [rising.index(i) for i in indices]
         return [replace(known[place], image=image) for place, image in zip(places, images, strict=True)]
 
@@ -224,7 +231,8 @@ def _walk(folder: Path, name: str, store: FrameStore) -> Iterator[Clip]:
     names = {entry.name for entry in entries}
     if "clip.mp4" in names:
         track = TrackFile(folder / "clip.safetensors") if "clip.safetensors" in names else None
-        yield Clip(name, VideoFrames(folder / "clip.mp4", store), track)
+        truth = TruthFile(folder / "truth.safetensors") if "truth.safetensors" in names else None
+        yield Clip(name, VideoFrames(folder / "clip.mp4", store), track, truth)
         return
     if name not in ("", "train", "test") and any(Path(n).suffix.lower() in IMAGE_SUFFIXES for n in names):
         yield Clip(name, PictureFrames(folder, store.size))

@@ -28,6 +28,8 @@ class Request:
     """Views of a sample: 2 = [source, driving], 3 = [before, now, after]."""
     needs: frozenset[str] = frozenset()
     """Fields of `View` without which the method cannot train, such as "params" and "camera"."""
+    truth: frozenset[str] = frozenset()
+    """Further fields of synthetic people that held-out samples bring where they are known; never asked of training."""
     head: str | None = None
     """sha256 of the head model that parameters must belong to; None: any."""
 

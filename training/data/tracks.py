@@ -1,10 +1,10 @@
-"""Single frames of face tracks, without reading the rest of the file."""
+"""Single frames of face tracks and of the truth of synthetic clips, without reading the rest of the file."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,16 +19,47 @@ from ...geom.track import FaceTrack
 from ...media.errors import InputError
 from ..batch import View
 
-_KINDS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+_KINDS: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+}
 
 
 @dataclass(frozen=True)
-class TrackFile:
-    """A track (a safetensors file, see `geom.track`), alone or inside a tar file."""
+class RowFile:
+    """Tensors of T frames each in a safetensors file, alone or inside a tar file."""
 
     path: Path
     offset: int = 0
     """Bytes before it in the file."""
+
+    def rows(self, name: str, indices: Sequence[int] | None) -> Tensor:
+        """Some frames of a tensor, or all.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        entry = _header(self)[name]
+        kind, (count, *tail) = _KINDS[entry["dtype"]], entry["shape"]
+        width = math.prod(tail) * kind.itemsize
+        with self.path.open("rb") as file:
+            pieces = []
+            for index in range(1) if indices is None else indices:
+                file.seek(entry["start"] + index * width)
+                pieces.append(file.read(width * (count if indices is None else 1)))
+        content = b"".join(pieces)
+        if len(content) != width * (count if indices is None else len(indices)):
+            raise InputError(f"{self.path} is cut off; make the clip again.")
+        values = np.frombuffer(content, kind).reshape(-1, *tail)
+        return torch.from_numpy(values.astype(kind.newbyteorder("=")))
+
+
+@dataclass(frozen=True)
+class TrackFile(RowFile):
+    """A track, see `geom.track`."""
 
     def __len__(self) -> int:
         """Frames."""
@@ -40,7 +71,7 @@ class TrackFile:
         Raises:
             InputError: the track is damaged.
         """
-        return self._rows("confidence", None).numpy()
+        return self.rows("confidence", None).numpy()
 
     def head(self) -> tuple[str, str]:
         """Name and sha256 of the head model that it belongs to."""
@@ -58,30 +89,32 @@ class TrackFile:
         for name, entry in header.items():
             if name != "__metadata__":
                 single = name.startswith("camera_") and entry["shape"][0] == 1
-                tensors[name] = self._rows(name, [0] if single else indices)
+                tensors[name] = self.rows(name, [0] if single else indices)
         try:
             return FaceTrack.unpack(tensors, header["__metadata__"], self.path)
         except ValueError as error:
             raise InputError(str(error)) from None
 
-    def _rows(self, name: str, indices: Sequence[int] | None) -> Tensor:
-        entry = _header(self)[name]
-        kind, (count, *tail) = _KINDS[entry["dtype"]], entry["shape"]
-        width = math.prod(tail) * kind.itemsize
-        with self.path.open("rb") as file:
-            pieces = []
-            for index in range(1) if indices is None else indices:
-                file.seek(entry["start"] + index * width)
-                pieces.append(file.read(width * (count if indices is None else 1)))
-        content = b"".join(pieces)
-        if len(content) != width * (count if indices is None else len(indices)):
-            raise InputError(f"{self.path} is cut off; fit the clip again.")
-        values = np.frombuffer(content, kind).reshape(-1, *tail)
-        return torch.from_numpy(values.astype(kind.newbyteorder("=")))
+
+@dataclass(frozen=True)
+class TruthFile(RowFile):
+    """What `headwarp synth --truth` knows of a clip, see `training.synthetic_set.TRUTH`."""
+
+    def fields(self, indices: Sequence[int], names: Iterable[str], size: tuple[int, int]) -> dict[str, Tensor]:
+        """Fields of `View` for some frames, T at a time; none where the pictures are scaled to another size."""
+        height, width = _header(self)["depth"]["shape"][1:]
+        if (height, width) != size:
+            return {}
+        known = {name: self.rows(name, indices) for name in names}
+        if "depth" in known:
+            known["depth"] = known["depth"][:, None].float()
+        if "normals" in known:
+            known["normals"] = known["normals"].float() / 127
+        return known
 
 
 @lru_cache(maxsize=4096)
-def _header(track: TrackFile) -> dict[str, Any]:
+def _header(track: RowFile) -> dict[str, Any]:
     """Tensor name -> dtype, shape and place in the file; "__metadata__" -> texts."""
     try:
         with track.path.open("rb") as file:
@@ -93,10 +126,11 @@ def _header(track: TrackFile) -> dict[str, Any]:
         for name, entry in header.items():
             if name != "__metadata__":
                 entry["start"] = track.offset + 8 + length + entry["data_offsets"][0]
-        for needed in ("times", "confidence", "__metadata__"):
+        for needed in ("times", "confidence", "__metadata__") if isinstance(track, TrackFile) else ("depth",):
             header[needed]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{track.path} is no readable face track ({error}); fit the clip again.") from None
+        what = "face track" if isinstance(track, TrackFile) else "truth of a synthetic clip"
+        raise InputError(f"{track.path} is no readable {what} ({error}); make the clip again.") from None
     return dict(header)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...geom.depth import point_normals, unproject
 from ...nets.depth import SCALES, CameraMotion, DepthConfig, FaceDepth, disparity_to_depth, reproject
 from ...nets.depth_metrics import erode, mad, side
+from ...render.synthetic import face_mask
 from ..batch import Batch
 from ..step import Judged, Losses, Step
 
@@ -49,6 +50,7 @@ class DepthStep(Step):
 
     Settings: ClassVar[type[Any]] = DepthSettings
     moments: ClassVar[int] = 3
+    truth: ClassVar[frozenset[str]] = frozenset({"depth", "segmentation"})
 
     model: FaceDepth
 
@@ -99,8 +101,8 @@ class DepthStep(Step):
 
     @torch.no_grad()
     def judge(self, model: nn.Module, batch: Batch) -> Judged:
-        """The photometric error of `now` made from `after`; with true depth, SIDE and the angle of the normals, beside
-        those of a constant depth (`flat`)."""
+        """The photometric error of `now` made from `after`; with true depth, SIDE (times 100) and the angle of the
+        normals on the face, beside those of a constant depth (`flat`)."""
         assert isinstance(model, FaceDepth)
         _, now, after = (view.image for view in batch.views)
         disparity = model(now)
@@ -113,15 +115,14 @@ class DepthStep(Step):
         }
         pictures = {"now": now, "made from after": made, "disparity": stretched(disparity)}
         view = batch.views[1]
-        if view.depth is not None:
-            mask = view.depth.isfinite()
+        if view.depth is not None and view.segmentation is not None and view.camera is not None:
+            mask = face_mask(view.segmentation) & view.depth.isfinite()
             truth = view.depth.where(mask, depth)
             for name, guess in {"": depth, "_flat": torch.ones_like(depth)}.items():
-                metrics[f"side{name}"] = side(guess, view.depth, mask)
-                if view.camera is not None:
-                    camera = view.camera.focal, view.camera.principal
-                    normals = [point_normals(unproject(known, *camera)) for known in (guess, truth)]
-                    metrics[f"normals{name}"] = mad(normals[0], normals[1], erode(mask))
+                metrics[f"side{name}"] = 100 * side(guess, view.depth, mask)
+                camera = view.camera.focal, view.camera.principal
+                normals = [point_normals(unproject(known, *camera)) for known in (guess, truth)]
+                metrics[f"normals{name}"] = mad(normals[0], normals[1], erode(mask))
             pictures["true disparity"] = stretched((1 / view.depth).where(mask, torch.zeros_like(depth)))
         return Judged(metrics, pictures)
 

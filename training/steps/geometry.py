@@ -120,6 +120,7 @@ class GeometryStep(Step):
         self.critic = nn.ModuleDict(parts)
         self.moments = self.inner.moments  # type: ignore[misc]
         self.needs = self.inner.needs | geometry_needs(self.params)  # type: ignore[misc]
+        self.truth = self.inner.truth  # type: ignore[misc]
 
     def losses(self, batch: Batch) -> tuple[Losses, _Shared]:
         losses, shared = self.inner.losses(batch)

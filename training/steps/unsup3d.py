@@ -26,13 +26,10 @@ from ...nets.unsup3d import (
     perceptual_nll,
     smoothness,
 )
-from ...render.synthetic import CLASSES
+from ...render.synthetic import face_mask
 from ...third_party.backbones import load_backbone
 from ..batch import Batch, View
 from ..step import Judged, Losses, Step
-
-FACE = ("skin", "lips", "eye", "mouth", "teeth", "tongue", "brow")
-"""Classes of the synthetic people that are judged: hair and cloth have no exact depth of their own."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +48,13 @@ class Unsup3dSettings:
     loss_weights: Unsup3dWeights = Unsup3dWeights()
     backbone: Literal["vgg19", "efficientnet_lite0"] = "vgg19"
     """Features at a quarter of the size are compared: relu3_3 of VGG, as published (with VGG-16)."""
-    truth: bool = False
-    """Validate depth and normals too. Only synthetic people have them."""
 
 
 class Unsup3dStep(Step):
     """See the module's docstring."""
 
     Settings: ClassVar[type[Any]] = Unsup3dSettings
+    truth: ClassVar[frozenset[str]] = frozenset({"depth", "segmentation"})
 
     model: Unsup3d
 
@@ -66,8 +62,6 @@ class Unsup3dStep(Step):
         super().__init__()
         self.settings = settings
         self.model = Unsup3d(settings.model_params)
-        if settings.truth:
-            self.needs = frozenset({"depth", "segmentation"})  # type: ignore[misc]
         self.backbone: nn.Module | None = None
         if settings.loss_weights.perceptual:
             self.backbone = load_backbone(settings.backbone, ("relu3_3",))
@@ -111,7 +105,7 @@ class Unsup3dStep(Step):
         seen = rendered.image * rendered.mask / 2 + 0.5
         error = (seen - view.image).abs() * rendered.mask
         metrics = {"l1": error.sum((1, 2, 3)) / (3 * rendered.mask.sum((1, 2, 3)))}
-        if view.depth is not None:
+        if view.depth is not None and view.segmentation is not None and view.camera is not None:
             metrics |= depth_errors(rendered.depth, view, model.camera, rendered.mask)
         return Judged(metrics, pictures_of(view.image, factors, rendered, model))
 
@@ -135,8 +129,7 @@ def true_depth(view: View, camera: Pinhole) -> tuple[Tensor, Tensor]:
         depth (B, 1, H, W), and mask (B, 1, H, W) bool of the face.
     """
     assert view.depth is not None and view.segmentation is not None and view.camera is not None  # noqa: PT018
-    kept = torch.tensor([CLASSES.index(name) for name in FACE], device=view.segmentation.device)
-    mask = torch.isin(view.segmentation, kept)[:, None] & view.depth.isfinite()
+    mask = face_mask(view.segmentation) & view.depth.isfinite()
     metres = torch.where(mask, view.depth, 0)
     middle = metres.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(1)
     pixel = middle / view.camera.focal.to(middle)  # metres of a pixel at the face's depth
