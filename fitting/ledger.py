@@ -171,12 +171,8 @@ class Ledger:
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         path = self._books / "settings.json"
-        if not path.exists():
-            with atomic_write(path) as temporary:
-                temporary.write_text(json.dumps(settings, indent=1))
-            return
         try:
-            there = json.loads(path.read_text())
+            there = json.loads(path.read_text()) if path.exists() else {}
         except ValueError:
             raise InputError(f"{path} is damaged; delete {self._books} to start the folder afresh.") from None
         changed = [f"{k} {there.get(k)} (now {v})" for k, v in settings.items() if k in there and there[k] != v]
@@ -185,6 +181,9 @@ class Ledger:
                 f"{self.folder} was made with other settings: {', '.join(changed)}. Choose another output folder, or "
                 "the same settings."
             )
+        if settings.keys() - there.keys():
+            with atomic_write(path) as temporary:
+                temporary.write_text(json.dumps(there | settings, indent=1))
 
     def _there(self, reports: Iterable[Report]) -> set[str]:
         """Which of the reported clips are in the folder. Each folder is listed once and nothing is opened, since a

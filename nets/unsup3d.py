@@ -305,6 +305,22 @@ class Unsup3d(nn.Module):
         rendered.image = rendered.image * rendered.mask
         return both, rendered
 
+    @torch.no_grad()
+    def start_flat(self) -> None:
+        """Begin training with an almost plane depth and without the checkerboard of transposed convolutions.
+
+        Random transposed convolutions give each of the four pixels of a doubling weights of its own, so that depth
+        begins as a checkerboard as deep as its range, whose steep normals the light then uses to paint with. Here the
+        four begin with the same weights (Aitken et al. 2017) and netD's last layer is small.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.ConvTranspose2d) and module.stride == (2, 2):
+                one = module.weight[:, :, ::2, ::2]
+                module.weight.copy_(one.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        last = self.netD.network[-1]
+        assert isinstance(last, nn.Conv2d)
+        last.weight.mul_(0.02)
+
     def factors(self, image: Tensor) -> Factors:
         """Factors of (B, 3, S, S) pictures in [0, 1]."""
         config = self.config
@@ -405,6 +421,12 @@ def perceptual_nll(features: Tensor, truth: Tensor, mask: Tensor, sigma: Tensor 
 def smoothness(depth: Tensor, extent: float) -> Tensor:
     """Mean absolute step of (B, 1, S, S) depth between neighbours, in units of the depth range."""
     return (depth.diff(dim=-1).abs().mean() + depth.diff(dim=-2).abs().mean()) / extent
+
+
+def roughness(depth: Tensor, extent: float) -> Tensor:
+    """Mean squared step of (B, 1, S, S) depth between neighbours, in units of the depth range: hardly anything for a
+    face, much for a checkerboard."""
+    return (depth.diff(dim=-1).square().mean() + depth.diff(dim=-2).square().mean()) / extent**2
 
 
 def _masked_mean(loss: Tensor, mask: Tensor) -> Tensor:

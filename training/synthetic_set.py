@@ -95,7 +95,8 @@ def write_set(
     _check(clips, recipe)
     output = Path(output)
     tracks = tuple(find_tracks(recipe.tracks)) if recipe.tracks else ()
-    settings = {k: v for k, v in json.loads(json.dumps(asdict(recipe))).items() if k != "split"}
+    settings = json.loads(json.dumps(asdict(recipe)))
+    settings[f"{settings.pop('split')} truth"] = settings.pop("truth")  # a test set may have it alone
     ledger = Ledger(output, settings)
     jobs = [clip_name(k, recipe) for k in range(clips)]
     done = ledger.finished(retry=False)

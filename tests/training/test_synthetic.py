@@ -231,6 +231,17 @@ def test_only_validation_reads_the_truth_of_a_set(data_set):
     assert smaller["every"].sample(0, np.random.default_rng(0)).driving.depth is None
 
 
+def test_a_test_set_may_have_truth_alone(tmp_path):
+    plain = replace(RECIPE, frames=1, truth=False)
+    assert write_set(tmp_path, 1, plain, workers=1, progress=False)
+    assert write_set(tmp_path, 1, replace(plain, split="test", truth=True), workers=1, progress=False)
+    assert [path.parent.parent.name for path in tmp_path.rglob("truth.safetensors")] == ["test"]
+    with pytest.raises(InputError, match=r"other settings: train truth False \(now True\)"):
+        write_set(tmp_path, 2, replace(plain, truth=True), workers=1, progress=False)
+    with pytest.raises(InputError, match=r"other settings: test truth True \(now False\)"):
+        write_set(tmp_path, 2, replace(plain, split="test"), workers=1, progress=False)
+
+
 def test_a_set_goes_on_after_a_kill_with_the_same_files(data_set, tmp_path):
     program = (
         "from headwarp.training.synthetic_set import SetRecipe, write_set\n"

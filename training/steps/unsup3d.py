@@ -1,6 +1,7 @@
 """Training Unsup3D: every picture by itself, through its own reconstruction (section 3.5 of the paper).
 
     loss = photometric(I') + flip photometric(I'_mirrored) + perceptual (the same on features) + smooth |steps of d|
+         + roughness (steps of d)^2
 
 One weight `flip` for the mirrored reconstruction, as in the published code. Time does not matter here: the moments of a
 batch are just more pictures.
@@ -24,6 +25,7 @@ from ...nets.unsup3d import (
     Unsup3dConfig,
     laplacian_nll,
     perceptual_nll,
+    roughness,
     smoothness,
 )
 from ...render.synthetic import face_mask
@@ -40,12 +42,16 @@ class Unsup3dWeights:
     """Of the mirrored reconstruction. The published code starts with 1 for some objects other than faces."""
     perceptual: float = 1.0
     smooth: float = 0.0
+    roughness: float = 0.0
+    """Of the squared steps of depth; not in the published code. 100 keeps a small network from painting with normals."""
 
 
 @dataclass(frozen=True)
 class Unsup3dSettings:
     model_params: Unsup3dConfig = field(default_factory=Unsup3dConfig)
     loss_weights: Unsup3dWeights = Unsup3dWeights()
+    start: Literal["published", "flat"] = "published"
+    """How depth begins: as random layers have it, or as a plane (`Unsup3d.start_flat`)."""
     backbone: Literal["vgg19", "efficientnet_lite0"] = "vgg19"
     """Features at a quarter of the size are compared: relu3_3 of VGG, as published (with VGG-16)."""
 
@@ -62,6 +68,8 @@ class Unsup3dStep(Step):
         super().__init__()
         self.settings = settings
         self.model = Unsup3d(settings.model_params)
+        if settings.start == "flat":
+            self.model.start_flat()
         self.backbone: nn.Module | None = None
         if settings.loss_weights.perceptual:
             self.backbone = load_backbone(settings.backbone, ("relu3_3",))
@@ -90,9 +98,11 @@ class Unsup3dStep(Step):
                 sigma = None if coarse is None else coarse[half]
                 loss = perceptual_nll(seen[half], wanted, rendered.mask[half], sigma)
                 losses[f"perceptual{name}"] = weights.perceptual * weight * loss
+        depth, extent = factors.free_depth[: len(image)], config.max_depth - config.min_depth
         if weights.smooth:
-            depth = factors.free_depth[: len(image)]
-            losses["smooth"] = weights.smooth * smoothness(depth, config.max_depth - config.min_depth)
+            losses["smooth"] = weights.smooth * smoothness(depth, extent)
+        if weights.roughness:
+            losses["roughness"] = weights.roughness * roughness(depth, extent)
         return losses, rendered
 
     @torch.no_grad()
