@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from ..media.crop import Crop
     from ..nets.depth import FaceDepth
 
-SIDE = 256
-"""Pixels of the square that the network sees."""
+FOV = 20.0
+"""Degrees that the square spans where nobody says so. Portraits from a metre away have about that."""
 
 
 @dataclass
 class Depth:
     """Depth of a face: 16-bit PNG, colour map, normals and a point cloud, for a picture or every frame of a video.
 
-    All are of a square around the face, 256 x 256. depth.json says how the numbers are to be read.
+    All are of a square around the face, as large as the network's. depth.json says how the numbers are to be read.
     """
 
     input: Annotated[Path, Positional]
@@ -41,28 +41,31 @@ class Depth:
     """Model file with a face depth network: of `headwarp convert depth` or dagan, or of a training."""
     no_crop: bool = False
     """The picture is a square around a face already."""
-    fov: float = 20.0
-    """Degrees that the square spans, for normals and points. Portraits from a metre away have about 20."""
+    fov: float | None = None
+    """Degrees that the square spans, for normals and points. By default what the model's camera network reads from the
+    first picture, and 20 where it has none."""
 
     def run(self) -> None:
         from ..media.errors import InputError
         from ..media.files import make_folder
 
-        if not 1 <= self.fov <= 120:
+        if self.fov is not None and not 1 <= self.fov <= 120:
             raise InputError(f"--fov takes degrees from 1 to 120, got {self.fov:g}.")
         network = open_depth(self.model)
-        number = -1
-        for number, (name, picture, crop) in enumerate(self._pictures()):
+        number, fov = -1, self.fov
+        for number, (name, picture, crop) in enumerate(self._pictures(network.config.image_size)):
+            if fov is None:
+                fov = seen_fov(network, picture)
             if number == 0:
                 make_folder(self.output)
-                self._describe(crop)
-            write_depth(self.output, name, picture, network, fov=self.fov)
+                self._describe(crop, fov)
+            write_depth(self.output, name, picture, network, fov=fov)
         if number < 0:
             raise InputError(f"No face found in {self.input}; pass --no-crop if its pictures are face crops already.")
         print(f"{self.output}: {number + 1} picture{'s' if number else ''}")
 
-    def _pictures(self) -> Iterator[tuple[str, NDArray[np.uint8], Crop]]:
-        """Name ("" for a single picture), (256, 256, 3) and where it was."""
+    def _pictures(self, side: int) -> Iterator[tuple[str, NDArray[np.uint8], Crop]]:
+        """Name ("" for a single picture), (side, side, 3) and where it was."""
         from ..fitting.faces import FaceTracker, choose_face, find_faces
         from ..media.crop import BoxSmoother, Crop
         from ..media.files import VIDEO_SUFFIXES
@@ -72,29 +75,29 @@ class Depth:
 
         if not self.input.is_dir() and self.input.suffix.lower() not in VIDEO_SUFFIXES:
             picture = load_image(self.input)
-            crop = Crop.whole(picture.shape, SIDE)
+            crop = Crop.whole(picture.shape, side)
             if not self.no_crop:
                 face = choose_face(find_faces(picture), picture, name=str(self.input))
-                crop = Crop.from_landmarks(face.landmarks[:468], SCALE, SHIFT, SIDE)
+                crop = Crop.from_landmarks(face.landmarks[:468], SCALE, SHIFT, side)
             yield "", crop.extract(picture), crop
             return
         tracker, holding = FaceTracker(), BoxSmoother()
         square: Crop | None = None
         for number, frame in enumerate(VideoReader(self.input, max_side=1280)):
             if self.no_crop:
-                square = Crop.whole(frame.image.shape, SIDE)
+                square = Crop.whole(frame.image.shape, side)
             elif (seen := tracker.track(frame.image)) is not None:
-                square = holding.update(Crop.from_landmarks(seen.landmarks[:468], SCALE, SHIFT, SIDE))
+                square = holding.update(Crop.from_landmarks(seen.landmarks[:468], SCALE, SHIFT, side))
             if square is not None:
                 yield f"{number:06d}", square.extract(frame.image), square
 
-    def _describe(self, crop: Crop) -> None:
+    def _describe(self, crop: Crop, fov: float) -> None:
         facts = {
             "depth_png": "16 bit; disparity = value / 65535, depth = 1 / (0.01 + 9.99 disparity), near is bright",
             "unit": "unknown: depth is right up to one factor",
             "normals_png": "(x, y, z) = 2 value / 255 - 1; x right, y up, z towards the viewer",
             "points_ply": "x right, y up, the camera at the origin looks along -z",
-            "fov_degrees": self.fov,
+            "fov_degrees": fov,
             "picture_to_first_square": [list(map(float, row)) for row in crop.matrix],
         }
         (self.output / "depth.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -122,8 +125,26 @@ def open_depth(path: Path) -> FaceDepth:
     return optimise(found)
 
 
+def seen_fov(network: FaceDepth, picture: NDArray[np.uint8]) -> float:
+    """Degrees that a (side, side, 3) picture spans, as the model's camera network reads them; `FOV` without one."""
+    import math
+
+    import torch
+
+    with torch.inference_mode():
+        focal = network.focal(_tensor(picture))
+    return FOV if focal is None else math.degrees(2 * math.atan(len(picture) / 2 / float(focal)))
+
+
+def _tensor(picture: NDArray[np.uint8]) -> Tensor:
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+
+
 def write_depth(folder: Path, name: str, picture: NDArray[np.uint8], network: FaceDepth, *, fov: float) -> None:
-    """The four files of one (256, 256, 3) picture: depth.png ... for an empty name, else depth/NAME.png ..."""
+    """The four files of one (side, side, 3) picture: depth.png ... for an empty name, else depth/NAME.png ..."""
     import math
 
     import numpy as np
@@ -133,11 +154,11 @@ def write_depth(folder: Path, name: str, picture: NDArray[np.uint8], network: Fa
     from ..media.image import save_image
     from ..nets.depth import disparity_to_depth
 
-    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+    side = len(picture)
     with torch.inference_mode():
-        disparity = network(image)
-        focal = torch.tensor([SIDE / 2 / math.tan(math.radians(fov) / 2)])
-        points = unproject(disparity_to_depth(disparity), focal, torch.full((1, 2), SIDE / 2))
+        disparity = network(_tensor(picture))
+        focal = torch.tensor([side / 2 / math.tan(math.radians(fov) / 2)])
+        points = unproject(disparity_to_depth(disparity), focal, torch.full((1, 2), side / 2))
         normals = point_normals(points)
     values = (disparity[0, 0] * 65535).round().clamp(0, 65535).numpy().astype(np.uint16)
     _save_16_bit(_place(folder, "depth", name, "png"), values)

@@ -39,6 +39,8 @@ class DepthConfig:
     intrinsics: Literal["learned", "official"] = "learned"
     """"official" is the published code: the principal point lies right of and below the middle, and all four numbers
     are cut to whole pixels, so that they get no gradient."""
+    image_size: int = 256
+    """Side of the squares that it is trained on and that `headwarp depth` feeds it; a multiple of 32."""
 
 
 @dataclass
@@ -184,6 +186,13 @@ class FaceDepth(nn.Module):
             raise ValueError(f"FaceDepth: height and width must be multiples of 32, got {height} x {width}.")
         found: list[Tensor] = self.depth_decoder(self.depth_encoder(image), scales)
         return found
+
+    def focal(self, image: Tensor) -> Tensor | None:
+        """(B,) px of the camera that the training's network reads from a picture; None without that network."""
+        if self.pose is None:
+            return None
+        intrinsics = self.camera_motion(image, image).intrinsics
+        return (intrinsics[:, 0, 0] + intrinsics[:, 1, 1]) / 2
 
     def camera_motion(self, first: Tensor, second: Tensor) -> CameraMotion:
         """From one frame to a later one of the same video."""

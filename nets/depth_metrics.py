@@ -39,6 +39,26 @@ def mad(normals: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     return angle.where(inside, angle.new_zeros(())).sum((1, 2, 3)) / inside.sum((1, 2, 3))
 
 
+def in_units_of(depth: Tensor, mask: Tensor, focal: Tensor, own: Tensor) -> Tensor:
+    """True depth as a network sees it that has a camera of its own: what a perfect reconstruction would be.
+
+    A picture is as wide at depth 1 as its metres at the mean true depth, and steps in depth are scaled alike, so that
+    shapes stay what they are.
+
+    Args:
+        depth: (B, 1, H, W) metres inside the mask.
+        mask: (B, 1, H, W) bool.
+        focal: (B,) of the true camera, px. own: (B,) or one number: of the network's camera.
+    Returns:
+        (B, 1, H, W) with mean 1 in the mask; 1 outside.
+    """
+    metres = torch.where(mask, depth, 0)
+    middle = metres.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(1)
+    scale = focal.to(middle) / (own * middle)  # 1 / own = width of a pixel at depth 1, middle / focal = its metres
+    middle, scale = middle[:, None, None, None], scale[:, None, None, None]
+    return torch.where(mask, 1 + (metres - middle) * scale, 1)
+
+
 def erode(mask: Tensor) -> Tensor:
     """(B, 1, H, W) bool: pixels whose 3 x 3 neighbours lie all in the mask (outside the picture nothing does)."""
     return F.avg_pool2d(mask.float(), 3, stride=1, padding=1) > 0.99

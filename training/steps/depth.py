@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...geom.depth import point_normals, unproject
 from ...nets.depth import SCALES, CameraMotion, DepthConfig, FaceDepth, disparity_to_depth, reproject
-from ...nets.depth_metrics import erode, mad, side
+from ...nets.depth_metrics import erode, in_units_of, mad, side
 from ...render.synthetic import face_mask
 from ..batch import Batch
 from ..step import Judged, Losses, Step
@@ -101,8 +101,8 @@ class DepthStep(Step):
 
     @torch.no_grad()
     def judge(self, model: nn.Module, batch: Batch) -> Judged:
-        """The photometric error of `now` made from `after`; with true depth, SIDE (times 100) and the angle of the
-        normals on the face, beside those of a constant depth (`flat`)."""
+        """The photometric error of `now` made from `after`. With true depth, SIDE (times 100) and the angle of the
+        normals on the face, both in the camera that the network believes in, beside a constant depth's (`flat`)."""
         assert isinstance(model, FaceDepth)
         _, now, after = (view.image for view in batch.views)
         disparity = model(now)
@@ -117,10 +117,11 @@ class DepthStep(Step):
         view = batch.views[1]
         if view.depth is not None and view.segmentation is not None and view.camera is not None:
             mask = face_mask(view.segmentation) & view.depth.isfinite()
-            truth = view.depth.where(mask, depth)
+            k = motion.intrinsics
+            camera = (k[:, 0, 0] + k[:, 1, 1]) / 2, k[:, :2, 2] + 0.5
+            truth = in_units_of(view.depth, mask, view.camera.focal, camera[0])
             for name, guess in {"": depth, "_flat": torch.ones_like(depth)}.items():
-                metrics[f"side{name}"] = 100 * side(guess, view.depth, mask)
-                camera = view.camera.focal, view.camera.principal
+                metrics[f"side{name}"] = 100 * side(guess, truth, mask)
                 normals = [point_normals(unproject(known, *camera)) for known in (guess, truth)]
                 metrics[f"normals{name}"] = mad(normals[0], normals[1], erode(mask))
             pictures["true disparity"] = stretched((1 / view.depth).where(mask, torch.zeros_like(depth)))

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...nets.depth_metrics import erode, mad, side
+from ...nets.depth_metrics import erode, in_units_of, mad, side
 from ...nets.unsup3d import (
     Factors,
     Pinhole,
@@ -43,7 +43,8 @@ class Unsup3dWeights:
     perceptual: float = 1.0
     smooth: float = 0.0
     roughness: float = 0.0
-    """Of the squared steps of depth; not in the published code. 100 keeps a small network from painting with normals."""
+    """Of the squared steps of depth; not in the published code. 100 keeps a small network from painting
+    with normals."""
 
 
 @dataclass(frozen=True)
@@ -132,20 +133,13 @@ class Unsup3dStep(Step):
 def true_depth(view: View, camera: Pinhole) -> tuple[Tensor, Tensor]:
     """What a perfect reconstruction of synthetic people is, in Unsup3D's units, and where it is judged.
 
-    Unsup3D sees every picture through a camera of its own, so true depths are scaled to it: a picture is as wide at
-    depth 1 as its metres at the face's mean depth, and steps in depth are scaled alike.
-
     Returns:
-        depth (B, 1, H, W), and mask (B, 1, H, W) bool of the face.
+        depth (B, 1, H, W), 1 off the face, and mask (B, 1, H, W) bool of the face.
     """
     assert view.depth is not None and view.segmentation is not None and view.camera is not None  # noqa: PT018
     mask = face_mask(view.segmentation) & view.depth.isfinite()
-    metres = torch.where(mask, view.depth, 0)
-    middle = metres.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(1)
-    pixel = middle / view.camera.focal.to(middle)  # metres of a pixel at the face's depth
-    scale = (1 / camera.focal) / pixel
-    middle, scale = middle[:, None, None, None], scale[:, None, None, None]
-    return torch.where(mask, 1 + (view.depth - middle) * scale, camera.pivot), mask
+    own = torch.as_tensor(camera.focal, device=view.depth.device)
+    return in_units_of(view.depth, mask, view.camera.focal, own), mask
 
 
 def depth_errors(depth: Tensor, view: View, camera: Pinhole, covered: Tensor | None = None) -> dict[str, Tensor]:
