@@ -26,6 +26,8 @@ from torch.optim import Optimizer
 
 from ..media.errors import InputError
 from ..media.files import write_error
+from ..nets.config import as_dict
+from ..nets.model_file import load_model
 
 FORMAT = "headwarp-checkpoint-1"
 
@@ -122,3 +124,36 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
     for path in checkpoints(folder)[:-keep]:
         if int(path.stem) != best_step:
             path.unlink(missing_ok=True)
+
+
+def begin_with(model: nn.Module, path: Path | str) -> None:
+    """Give a model that is to be trained the weights of a model file.
+
+    Raises:
+        InputError: there is no such file, or it holds another method's model or one with other settings.
+    """
+    try:
+        found = load_model(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(f"train_params.start_from: {error}") from None
+    if type(found) is not type(model):
+        raise InputError(f"train_params.start_from: {path} holds {_name(found)}, and {_name(model)} is to be trained.")
+    there, here = (_flat(as_dict(m.config)) for m in (found, model))
+    other = [f"{key} {there.get(key)} (now {value})" for key, value in here.items() if there.get(key) != value]
+    if other:
+        raise InputError(
+            f"train_params.start_from: {path} has other model_params: {', '.join(other)}. Set those as there."
+        )
+    model.load_state_dict(found.state_dict())
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Section.key -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return flat
+
+
+def _name(model: nn.Module) -> str:
+    return f"a model of the kind {type(model).__name__}"

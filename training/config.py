@@ -183,6 +183,9 @@ class TrainParams:
     ema: float = 0.999
     """Memory of the averaged model, which is validated and saved; min(ema, (1 + t) / (10 + t)) at step t. 0: none."""
     seed: int = 0
+    start_from: str | None = None
+    """Model file whose weights the model begins with: of a training, or of `headwarp convert`. Critics, optimisers and
+    the step begin anew. It must have the same model_params."""
 
     def __post_init__(self) -> None:
         if (self.iterations is None) == (self.num_epochs is None):

@@ -26,7 +26,7 @@ from ..geom.head import HeadModel
 from ..media.errors import InputError
 from ..nets.model_file import save_model
 from .batch import Batch
-from .checkpoint import Progress, checkpoints, load_checkpoint, prune, save_checkpoint
+from .checkpoint import Progress, begin_with, checkpoints, load_checkpoint, prune, save_checkpoint
 from .clock import Clock
 from .config import TrainConfig
 from .data import Request, open_training
@@ -244,6 +244,8 @@ class Trainer:
             step = step_class(self.config.method)(self.config.settings)
         except ValueError as error:  # a setting that does not fit, or a user's file (weights, head) that is another
             raise InputError(str(error)) from None
+        if self.config.train_params.start_from is not None:
+            begin_with(step.model, self.config.train_params.start_from)
         if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
             step = nn.SyncBatchNorm.convert_sync_batchnorm(step)
         step = step.to(self.fabric.device).eval()

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from headwarp.app.train import Train
 from headwarp.media.errors import InputError
 from headwarp.media.image import load_image
-from headwarp.nets.model_file import load_model, read_header
+from headwarp.nets.depth import FaceDepth
+from headwarp.nets.model_file import load_model, read_header, save_model
 from headwarp.training import engine
 from headwarp.training.checkpoint import checkpoints
 from headwarp.training.clock import Clock
@@ -336,6 +337,22 @@ def test_wrong_settings_get_a_sentence(file, setting, sentence):
 def test_wrong_data_settings_get_a_sentence(file, tmp_path, settings, sentence):
     with pytest.raises(InputError, match=sentence):
         run(read_config(file, settings), tmp_path / "run")
+
+
+def test_a_run_may_begin_with_the_weights_of_another(file, tmp_path):
+    first = run(read_config(file, []), tmp_path / "first") / "model.safetensors"
+    begin = read_config(file, [f"train_params.start_from={first}", "train_params.lr=0", "train_params.iterations=1"])
+    second = run(begin, tmp_path / "second") / "model.safetensors"
+    for name, value in load_file(second).items():
+        assert name == "seen" or torch.equal(value, load_file(first)[name])
+    with pytest.raises(InputError, match=r"start_from: There is no model file nothing.safetensors"):
+        run(read_config(file, ["train_params.start_from=nothing.safetensors"]), tmp_path / "third")
+    wide = [f"train_params.start_from={first}", "model_params.width=8"]
+    with pytest.raises(InputError, match=r"other model_params: width 4 \(now 8\)"):
+        run(read_config(file, wide), tmp_path / "fourth")
+    save_model(tmp_path / "other.safetensors", FaceDepth())
+    with pytest.raises(InputError, match=r"holds a model of the kind FaceDepth, and a model of the kind Toy"):
+        run(read_config(file, [f"train_params.start_from={tmp_path}/other.safetensors"]), tmp_path / "fifth")
 
 
 def test_pictures_that_do_not_fit_the_network_get_a_sentence(file, tmp_path):
