@@ -1,5 +1,7 @@
 """Training the regressor: crops of synthetic people, of whom everything is known.
 
+    wide picture --a crop of its own in every step: `training.crops`--> network --> errors
+
 All errors are of lengths on the face where that makes sense, so that the terms share a scale: the neutral face, the
 expression on the true face, the head's rotation, where it is and how large, gaze and lids.
 """
@@ -14,9 +16,11 @@ from torch import Tensor, nn
 
 from ...geom.head import HeadParams, load_head
 from ...geom.landmarks import Embedding
+from ...geom.mirror import Mirror
 from ...geom.rotation import axis_angle_to_matrix
 from ...nets.regressor import HeadCodes, HeadRegressor, RegressorConfig, between_eyes, looking
-from ..batch import Batch
+from ..batch import Batch, View
+from ..crops import Variation, crop_heads, vary_heads
 from ..step import Judged, Losses, Step
 
 
@@ -41,6 +45,8 @@ class RegressorWeights:
 class RegressorSettings:
     model_params: RegressorConfig = field(default_factory=RegressorConfig)
     loss_weights: RegressorWeights = field(default_factory=RegressorWeights)
+    variation: Variation = field(default_factory=Variation)
+    """Of the crops while training."""
 
 
 class RegressorStep(Step):
@@ -48,7 +54,7 @@ class RegressorStep(Step):
 
     Settings: ClassVar[type[Any]] = RegressorSettings
     moments: ClassVar[int] = 1
-    needs: ClassVar[frozenset[str]] = frozenset({"params", "camera"})
+    needs: ClassVar[frozenset[str]] = frozenset({"params", "camera", "landmarks"})
 
     model: HeadRegressor
 
@@ -59,21 +65,22 @@ class RegressorStep(Step):
         embedding = head.embeddings["mediapipe"]
         assert isinstance(embedding, Embedding)
         self.head = head.subset(embedding.corners.unique())
+        self.mirror = Mirror(head)
         self.model = HeadRegressor(replace(settings.model_params, head_sha256=head.sha256))
 
     def losses(self, batch: Batch) -> tuple[Losses, None]:
-        codes = self.model(batch.views[0].image)
+        crops = vary_heads(batch.views[0], self.model.config, self.settings.variation, self.mirror)
+        codes = self.model(crops.image)
         self.mark("forward")
-        errors = {name: values.mean() for name, values in self.errors(codes, batch).items()}
+        errors = {name: values.mean() for name, values in self.errors(codes, crops).items()}
         weights = self.settings.loss_weights
         return {name: getattr(weights, name) * value for name, value in errors.items()}, None
 
-    def errors(self, codes: HeadCodes, batch: Batch) -> dict[str, Tensor]:
+    def errors(self, codes: HeadCodes, crops: View) -> dict[str, Tensor]:
         """(B,) of every term of `RegressorWeights`, in its unit."""
-        view = batch.views[0]
-        assert view.params is not None
-        assert view.camera is not None
-        true, camera, side = view.params, view.camera, view.image.shape[-1]
+        assert crops.params is not None
+        assert crops.camera is not None
+        true, camera, side = crops.params, crops.camera, crops.image.shape[-1]
         neutral = HeadParams.zeros(self.head, len(true)).to(true.shape.device)
         shapes = [self.head.rest_vertices(neutral.replace(shape=shape)) for shape in (codes.shape, true.shape)]
         shown = true.replace(expression=codes.expression, jaw=codes.jaw, eyelids=codes.eyelids)
@@ -97,11 +104,12 @@ class RegressorStep(Step):
     def judge(self, model: nn.Module, batch: Batch) -> Judged:
         """The errors above, and a flat face's: the mean head without expression."""
         assert isinstance(model, HeadRegressor)
-        codes = model(batch.views[0].image)
+        crops = crop_heads(batch.views[0], model.config)
+        codes = model(crops.image)
         plain = replace(codes, shape=0 * codes.shape, expression=0 * codes.expression, jaw=0 * codes.jaw)
-        errors, least = self.errors(codes, batch), self.errors(plain, batch)
+        errors, least = self.errors(codes, crops), self.errors(plain, crops)
         metrics = {**errors, "shape_of_mean": least["shape"], "no_expression": least["expression"]}
-        return Judged(metrics, {"crop": batch.views[0].image})
+        return Judged(metrics, {"crop": crops.image})
 
     def _face(self, params: HeadParams) -> Tensor:
         """(B, V, 3) without pose and gaze."""
