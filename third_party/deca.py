@@ -14,7 +14,7 @@ from torch import Tensor
 from ..nets.deca import SIDE, DecaEncoder
 from .torch_files import read_torch
 
-__all__ = ["DECA_HELP", "SIDE", "crop_of_landmarks", "find_deca", "load_encoder"]
+__all__ = ["DECA_HELP", "SIDE", "crop_of_landmarks", "crop_of_square", "find_deca", "load_encoder"]
 
 DECA_HELP = (
     "DECA's weights need a licence: get deca_model.tar from https://github.com/yfeng95/DECA (its fetch_data.sh asks "
@@ -61,8 +61,18 @@ def crop_of_landmarks(points: Tensor | NDArray[np.floating] | Sequence[Sequence[
     low, high = points.min(0).values, points.max(0).values
     old = (1 + _INNER) * float((high - low).sum()) / 2
     side = max(int(_CROP * old), 1)
-    # DECA counts from pixel centres: index = continuous - 0.5, both in the picture and in the crop
-    centre = (low + high) / 2 - 0.5
+    # DECA counts from pixel centres
+    return crop_of_square((low + high) / 2 - 0.5, side)
+
+
+def crop_of_square(centre: Tensor, side: int) -> Tensor:
+    """The crop transform (3,) that brings the corners of a square to the middles of the first and last of 224 pixels.
+
+    Args:
+        centre: (2,) of the square, as an index of pixels (the middle of the first pixel is 0).
+        side: pixels of the picture.
+    """
+    # index = continuous - 0.5, both in the picture and in the crop
     scale = (SIDE - 1) / side
     start = centre - side / 2
     shift = -scale * start + 0.5 - 0.5 * scale
