@@ -116,6 +116,12 @@ def _deca() -> Path | None:
     return find_deca()
 
 
+def _smirk() -> Path | None:
+    from ..third_party.smirk import find_smirk
+
+    return find_smirk()
+
+
 def _unsup3d() -> Path | None:
     from ..third_party.unsup3d import find_unsup3d
 
@@ -163,6 +169,14 @@ EXTERNAL = (
         "434 MB",
         "deca_model.tar of https://github.com/yfeng95/DECA, see third_party/deca.md",
         _deca,
+    ),
+    External(
+        "SMIRK",
+        "reads FLAME parameters with eyelids off a picture; fit --regressor smirk",
+        "code MIT, weights unstated",
+        "size unknown",
+        "SMIRK_em1.pt of https://github.com/georgeretsi/smirk, see third_party/smirk.md",
+        _smirk,
     ),
     External(
         "FOMM",

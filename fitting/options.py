@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Regressor = Literal["none", "deca", "ours"]
+Regressor = Literal["none", "deca", "smirk", "ours"]
 Refine = Literal["none", "landmarks", "photometric"]
 
 
@@ -17,7 +17,8 @@ class FitOptions:
     head: str = "open"
     """Head model: open, flame (your own file, see docs/fitting.md), or a head file."""
     regressor: Regressor = "none"
-    """Network that guesses the parameters first: deca (FLAME; needs your deca_model.tar), or ours (the open head)."""
+    """Network that guesses the parameters first: deca, smirk (FLAME; they need your deca_model.tar or SMIRK_em1.pt), or
+    ours (the open head)."""
     weights: str | None = None
     """Of --regressor ours: a model.safetensors that `headwarp train regressor` made; the package's by default."""
     refine: Refine = "landmarks"

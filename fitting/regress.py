@@ -5,16 +5,17 @@
     for piece in fitter.see(face, image, time): ...
     for piece in fitter.finish(): ...
 
-With both, DECA's word on who it is (the mean shape over the first frames) is kept, and landmarks settle pose and
-expression; what our own regressor says of shape and rotation is weighed against the landmarks.
+With both, the word of DECA or SMIRK on who it is (the mean shape over the first frames) is kept, and landmarks settle
+pose and expression; what our own regressor says of shape and rotation is weighed against the landmarks.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 import cv2
@@ -31,7 +32,8 @@ from ..media.errors import InputError
 from ..nets.deca import CODES, SIDE, DecaEncoder
 from ..nets.model_file import ASSETS, load_model, read_header
 from ..nets.regressor import HeadCodes, HeadRegressor, looking
-from ..third_party.deca import DECA_HELP, crop_of_landmarks, find_deca, load_encoder
+from ..nets.smirk import EXPRESSION, SHAPE, SmirkEncoder
+from ..third_party import deca, smirk
 from ..third_party.mediapipe import Picture
 from .faces import Face, NoFaceError
 from .fit import MakeGuess, VideoFitter
@@ -75,9 +77,13 @@ def open_fitter(choice: Choice, *, smooth: float, fps: float, name: str) -> Fitt
     if choice.regressor == "none":
         return LandmarkFitter(VideoFitter(head=head, fps=fps, smooth=smooth, photometric=photometric, name=name))
     if choice.refine == "none":
-        return DecaFitter(head, fps, name) if weights is None else OwnFitter(head, weights, fps, name)
+        if weights is None:
+            return FlameFitter(choice.regressor, head, fps, name)
+        return OwnFitter(head, weights, fps, name)
     options = {"head": head, "fps": fps, "smooth": smooth, "photometric": photometric, "name": name}
-    return LandmarkFitter(_DecaInformed(**options) if weights is None else _OwnInformed(weights, **options))
+    if weights is None:
+        return LandmarkFitter(_FlameInformed(choice.regressor, **options))
+    return LandmarkFitter(_OwnInformed(weights, **options))
 
 
 def check_choice(choice: Choice) -> None:
@@ -85,7 +91,7 @@ def check_choice(choice: Choice) -> None:
     so that it is said once and not for every clip."""
     head, regressor = choice.head, choice.regressor
     if regressor == "none" and choice.refine == "none":
-        raise InputError("--refine none leaves the parameters to a regressor; add --regressor deca or ours.")
+        raise InputError("--refine none leaves the parameters to a regressor; add --regressor deca, smirk or ours.")
     if regressor != "ours" and choice.weights is not None:
         raise InputError("--weights are those of --regressor ours.")
     try:
@@ -95,8 +101,9 @@ def check_choice(choice: Choice) -> None:
                 f"The head '{head}' has no MediaPipe landmarks, which fitting needs. For FLAME put "
                 "mediapipe_landmark_embedding.npz (of SMIRK or EMOCA) beside the model."
             )
-        if regressor == "deca" and find_deca() is None:
-            raise InputError(f"deca_model.tar was not found. {DECA_HELP}")
+        reader = READERS.get(regressor)
+        if reader is not None and reader.find() is None:
+            raise InputError(f"{reader.file} was not found. {reader.help}")
         weights = _weights(choice)
         if weights is not None:
             header = read_header(weights)
@@ -106,9 +113,10 @@ def check_choice(choice: Choice) -> None:
                 raise InputError(f"{weights} was trained for another head than '{head}'; give --weights of its own.")
     except (FileNotFoundError, ValueError) as error:
         raise InputError(str(error)) from None
-    small = model.n_shape < CODES["shape"] or model.n_expression < CODES["exp"]
-    if regressor == "deca" and (small or model.name == "open"):
-        raise InputError(f"--regressor deca gives FLAME's parameters, not those of '{head}'; add --head flame.")
+    if reader is None:
+        return
+    if model.name == "open" or model.n_shape < reader.shape or model.n_expression < reader.expression:
+        raise InputError(f"--regressor {regressor} gives FLAME's parameters, not those of '{head}'; add --head flame.")
 
 
 def _weights(choice: Choice) -> str | None:
@@ -141,15 +149,17 @@ class _InformedFitter(VideoFitter):
         """Called for every frame with a face as long as the identity is not settled."""
 
 
-class _DecaInformed(_InformedFitter):
-    """The person has the shape that DECA saw."""
+class _FlameInformed(_InformedFitter):
+    """The person has the shape that DECA or SMIRK saw."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, regressor: Regressor, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
+        self._regressor = regressor
         self._shapes: list[Tensor] = []
 
     def look(self, face: Face, image: Picture) -> None:
-        self._shapes.append(shared_encoder().encode(_picture(image, deca_crop(face))[None]).shape[0])
+        crop = READERS[self._regressor].crop(face)
+        self._shapes.append(shared_encoder(self._regressor).encode(_picture(image, crop)[None]).shape[0])
 
     def _settle(self) -> None:
         super()._settle()
@@ -283,15 +293,19 @@ class FrameFitter(ABC):
         )
 
 
-class DecaFitter(FrameFitter):
-    """DECA's word, with its own weak-perspective camera."""
+class FlameFitter(FrameFitter):
+    """The word of DECA or SMIRK, with its own weak-perspective camera."""
+
+    def __init__(self, regressor: Regressor, head: str, fps: float, name: str) -> None:
+        super().__init__(head, fps, name)
+        self._regressor = regressor
 
     def _look(self, face: Face, image: Picture) -> tuple[Tensor, Tensor]:
-        crop = deca_crop(face)
+        crop = READERS[self._regressor].crop(face)
         return crop, _picture(image, crop)
 
     def _read(self, pictures: Tensor, crops: Tensor) -> _Word:
-        codes = shared_encoder().encode(pictures)
+        codes = shared_encoder(self._regressor).encode(pictures)
         return _Word(codes.params(self.head), codes.cam, crops)
 
     def _camera(self, word: _Word) -> WeakPerspective:
@@ -351,13 +365,43 @@ def shared_regressor(weights: str) -> HeadRegressor:
 
 def deca_crop(face: Face) -> Tensor:
     """(3,) DECA's crop transform for a face."""
-    return crop_of_landmarks(face.landmarks[[*_BROWS, *_JAW], :2])
+    return deca.crop_of_landmarks(face.landmarks[[*_BROWS, *_JAW], :2])
+
+
+def smirk_crop(face: Face) -> Tensor:
+    """(3,) SMIRK's crop transform for a face."""
+    return smirk.crop_of_landmarks(face.landmarks[:, :2])
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A network of the user's that reads FLAME's parameters off crops of 224 x 224."""
+
+    file: str
+    help: str
+    """The way to it."""
+    shape: int
+    expression: int
+    find: Callable[[], Path | None]
+    load: Callable[[], DecaEncoder | SmirkEncoder]
+    crop: Callable[[Face], Tensor]
+
+
+READERS: dict[Regressor, _Reader] = {
+    "deca": _Reader(
+        "deca_model.tar", deca.DECA_HELP, CODES["shape"], CODES["exp"], deca.find_deca, deca.load_encoder, deca_crop
+    ),
+    "smirk": _Reader(
+        "SMIRK_em1.pt", smirk.SMIRK_HELP, SHAPE, EXPRESSION, smirk.find_smirk, smirk.load_encoder, smirk_crop
+    ),
+}
+"""By the value of --regressor."""
 
 
 @cache
-def shared_encoder() -> DecaEncoder:
-    """The user's DECA, loaded once per process."""
-    return load_encoder()
+def shared_encoder(regressor: Regressor) -> DecaEncoder | SmirkEncoder:
+    """The user's network, loaded once per process."""
+    return READERS[regressor].load()
 
 
 @cache
@@ -376,7 +420,7 @@ def _row(codes: HeadCodes, number: int) -> HeadCodes:
 
 
 def _picture(image: Picture, crop: Tensor) -> Tensor:
-    """(3, 224, 224) in [0, 1], bilinear, black outside, as DECA's loader makes it."""
+    """(3, 224, 224) in [0, 1], bilinear, black outside, as the loaders of DECA and SMIRK make it."""
     scale, tx, ty = crop.double().tolist()
     # OpenCV counts from pixel centres: index = continuous - 0.5 on both sides
     matrix = np.array([[scale, 0, tx + 0.5 * scale - 0.5], [0, scale, ty + 0.5 * scale - 0.5]])

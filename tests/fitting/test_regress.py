@@ -1,8 +1,9 @@
-"""DECA as a regressor of whole clips, with a stand-in for its checkpoint whose answer is known."""
+"""Regressors of whole clips; DECA and SMIRK with a stand-in for their checkpoints whose answer is known."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from headwarp.benchmarks.truth import HEADS, draw
 from headwarp.fitting.faces import largest_face
 from headwarp.fitting.fit_videos import fit_files
 from headwarp.fitting.options import FitOptions
-from headwarp.fitting.regress import Choice, DecaFitter, OwnFitter, deca_crop, open_fitter, shared_encoder
+from headwarp.fitting.regress import READERS, Choice, FlameFitter, OwnFitter, open_fitter, shared_encoder
 from headwarp.fitting.solve import Guess, Solver, apart
 from headwarp.geom.camera import Camera, WeakPerspective, apply_crop
 from headwarp.geom.head import load_head
@@ -27,6 +28,7 @@ from headwarp.media.video import VideoReader, VideoWriter
 from headwarp.nets.deca import DecaEncoder
 from headwarp.nets.model_file import save_model
 from headwarp.nets.regressor import HeadRegressor, RegressorConfig, between_eyes
+from headwarp.nets.smirk import SmirkEncoder
 
 FRAMES = 6
 CAM = (8.0, 0.01, 0.03)
@@ -48,19 +50,35 @@ def wide_head(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def deca(tmp_path, monkeypatch):
-    """A checkpoint that answers the same for every picture."""
-    model = DecaEncoder()
-    codes = torch.zeros(236)
-    codes[0], codes[150], codes[203] = 1.5, 0.5, 0.2  # shape, expression, jaw
-    codes[206:209] = torch.tensor(CAM)
-    torch.nn.init.zeros_(model.layers[2].weight)
-    model.layers[2].bias.data = codes
-    torch.save({"E_flame": model.state_dict()}, tmp_path / "deca_model.tar")
-    monkeypatch.setenv("HEADWARP_DECA", str(tmp_path))
+def answering(layer: torch.nn.Linear, answer: dict[int, float]) -> None:
+    """The layer says the same to every input."""
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    for place, value in answer.items():
+        layer.bias.data[place] = value
+
+
+@pytest.fixture(params=["deca", "smirk"])
+def regressor(request, tmp_path, monkeypatch) -> Iterator[str]:
+    """DECA or SMIRK with a checkpoint that answers the same for every picture."""
+    cam = dict(enumerate(CAM))
+    if request.param == "deca":
+        deca = DecaEncoder()
+        # shape, expression, jaw, camera
+        answering(deca.layers[2], {0: 1.5, 150: 0.5, 203: 0.2} | {206 + k: v for k, v in cam.items()})
+        torch.save({"E_flame": deca.state_dict()}, tmp_path / "deca_model.tar")
+        monkeypatch.setenv("HEADWARP_DECA", str(tmp_path))
+    else:
+        smirk = SmirkEncoder()
+        answering(smirk.pose_encoder.get_submodule("pose_cam_layers.0"), {3 + k: v for k, v in cam.items()})
+        answering(smirk.shape_encoder.get_submodule("shape_layers.0"), {0: 1.5, 299: 0.5})
+        # expression, eyelids, jaw
+        answering(smirk.expression_encoder.get_submodule("expression_layers.0"), {0: 0.5, 50: 0.1, 51: 0.9, 52: 0.2})
+        state = {f"smirk_encoder.{name}": value for name, value in smirk.state_dict().items()}
+        torch.save(state, tmp_path / "SMIRK_em1.pt")
+        monkeypatch.setenv("HEADWARP_SMIRK", str(tmp_path))
     shared_encoder.cache_clear()
-    yield codes
+    yield request.param
     shared_encoder.cache_clear()
 
 
@@ -74,8 +92,8 @@ def pictures() -> list[np.ndarray]:
     return frames
 
 
-def test_decas_word_lands_in_the_picture(deca, wide_head, pictures):
-    fitter = DecaFitter(str(wide_head), 25.0, "clip")
+def test_the_networks_word_lands_in_the_picture(regressor, wide_head, pictures):
+    fitter = FlameFitter(regressor, str(wide_head), 25.0, "clip")
     face = largest_face(pictures[0])
     pieces = []
     for k, image in enumerate(pictures):
@@ -85,23 +103,26 @@ def test_decas_word_lands_in_the_picture(deca, wide_head, pictures):
     assert len(track) == FRAMES
     assert (track.confidence == 0).tolist() == [True, False, False, True, False, False]
     torch.testing.assert_close(track.params.shape[:, 0], torch.full((FRAMES,), 1.5))
+    torch.testing.assert_close(track.params.expression[:, :2], torch.tensor([[0.5, 0.0]]).repeat(FRAMES, 1))
     torch.testing.assert_close(track.params.jaw[:, 0], torch.full((FRAMES,), 0.2))
-    # the camera of the picture, through the crop, is DECA's camera on 224 x 224
+    lids = [0.1, 0.9] if regressor == "smirk" else [0.0, 0.0]
+    torch.testing.assert_close(track.params.eyelids, torch.tensor([lids]).repeat(FRAMES, 1))
+    # the camera of the picture, through the crop, is the network's camera on 224 x 224
     assert isinstance(track.camera, WeakPerspective)
     cam = track.camera.crop(track.crop).to_deca((224, 224))
     torch.testing.assert_close(cam, torch.tensor(CAM).repeat(FRAMES, 1), rtol=0, atol=1e-4)
-    box = apply_crop(deca_crop(face), torch.from_numpy(face.landmarks))
+    box = apply_crop(READERS[regressor].crop(face), torch.from_numpy(face.landmarks))
     corners = box[[234, 454, 152, 33, 263, 61, 291], :2]  # cheeks, chin, eyes, mouth; DECA cuts the forehead
     assert bool((corners > 20).all())
     assert bool((corners < 204).all())
 
 
 @pytest.mark.parametrize("refine", ["none", "landmarks"])
-def test_fitting_with_deca(deca, wide_head, pictures, tmp_path, refine):
+def test_fitting_with_a_network_for_flame(regressor, wide_head, pictures, tmp_path, refine):
     with VideoWriter(tmp_path / "clip.mp4", (256, 256), 25) as writer:
         for image in pictures:
             writer.write(image)
-    options = FitOptions(head=str(wide_head), regressor="deca", refine=refine, visualize=True)
+    options = FitOptions(head=str(wide_head), regressor=regressor, refine=refine, visualize=True)
     assert fit_files([tmp_path / "clip.mp4"], tmp_path / "out", options, progress=False)
     track = FaceTrack.load(tmp_path / "out" / "clip.safetensors")
     track.check(load_head(wide_head))
@@ -207,15 +228,18 @@ def test_a_regressor_of_another_head_or_none_is_refused(ours, wide_head, tmp_pat
 
 def test_what_is_missing_is_said_once_and_before(pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("HEADWARP_DECA", str(tmp_path))
+    monkeypatch.setenv("HEADWARP_SMIRK", str(tmp_path))
     monkeypatch.setenv("HEADWARP_FLAME", str(tmp_path))
     (tmp_path / "clip.mp4").touch()
     for flags, message in (
         ({"regressor": "deca"}, r"deca_model\.tar was not found"),
+        ({"regressor": "smirk"}, r"SMIRK_em1\.pt was not found"),
         ({"head": "flame"}, "FLAME needs a licence"),
         ({"refine": "none"}, "--regressor deca"),
     ):
         with pytest.raises(InputError, match=message):
             fit_files([tmp_path / "clip.mp4"], tmp_path / "out", FitOptions(**flags), progress=False)
-    (tmp_path / "deca_model.tar").touch()
-    with pytest.raises(InputError, match="--head flame"):
-        fit_files([tmp_path / "clip.mp4"], tmp_path / "out", FitOptions(regressor="deca"), progress=False)
+    for regressor, file in (("deca", "deca_model.tar"), ("smirk", "SMIRK_em1.pt")):
+        (tmp_path / file).touch()
+        with pytest.raises(InputError, match=f"--regressor {regressor} gives .* --head flame"):
+            fit_files([tmp_path / "clip.mp4"], tmp_path / "out", FitOptions(regressor=regressor), progress=False)
