@@ -39,6 +39,10 @@ class Synth:
     """Folder with fitted tracks (.safetensors) whose motion people may also do."""
     replay: float = 0.5
     """Share of the clips that take their motion from --tracks."""
+    turn: float = 1.0
+    """How far the heads of the others turn, as a factor; 1 is what talking people do."""
+    rare: float = 0.0
+    """Share of the frames with an expression that talking people seldom have, for training on single pictures."""
     quality: Literal["draft", "full"] = "draft"
     """full: finer hair and light, about three times slower."""
     truth: bool = False
@@ -60,6 +64,8 @@ class Synth:
             scale=self.scale,
             tracks=None if self.tracks is None else str(self.tracks),
             replay=self.replay,
+            turn=self.turn,
+            rare=self.rare,
             quality=self.quality,
             truth=self.truth,
         )

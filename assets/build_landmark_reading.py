@@ -25,7 +25,7 @@ from headwarp.geom import arkit
 from headwarp.geom.camera import Camera
 from headwarp.geom.head import HeadModel, HeadParams, load_head
 from headwarp.geom.rotation import axis_angle_to_matrix, euler_to_axis_angle, matrix_to_axis_angle
-from headwarp.render.synthetic import render_head, sample_appearance, sample_identity
+from headwarp.render.synthetic import render_head, sample_appearance, sample_face, sample_identity
 
 Floats = NDArray[np.float64]
 Observed = dict[str, NDArray[np.float32]]
@@ -40,64 +40,13 @@ PERSON_MODES, FRAME_MODES = 12, 12
 MAX_YAW = 30.0
 """Degrees up to which landmarks are measured; beyond, one half of the face is a guess."""
 
-# Units that go together in faces, by stem: both sides get the value, with a little difference.
-_FACES: tuple[dict[str, float], ...] = (
-    {"mouthSmile": 1.0, "cheekSquint": 0.5, "eyeSquint": 0.3, "mouthUpperUp": 0.2},
-    {"browInnerUp": 1.0, "browOuterUp": 1.0, "eyeWide": 1.0},
-    {"browDown": 1.0, "noseSneer": 0.3, "eyeSquint": 0.5},
-    {"mouthFunnel": 1.0, "jawOpen": 0.5},
-    {"mouthPucker": 1.0},
-    {"jawOpen": 1.0},
-    {"mouthFrown": 1.0, "mouthShrugLower": 0.5, "browInnerUp": 0.5},
-    {"eyeBlink": 1.0},
-    {"jawOpen": 0.35, "mouthLowerDown": 0.5, "mouthUpperUp": 0.4, "mouthStretch": 0.4},
-    {"mouthRollLower": 0.7, "mouthRollUpper": 0.7, "mouthPress": 0.6},
-    {"jawOpen": 0.25, "mouthSmile": 0.8, "mouthUpperUp": 0.4, "mouthLowerDown": 0.3},
-    {"cheekPuff": 1.0},
-)
-_ONE_SIDED = ("mouthLeft", "mouthRight", "jawLeft", "jawRight")
-
-
-def random_weights(rng: np.random.Generator) -> NDArray[np.float32]:
-    """(52,) a face: one of the usual ones, or a mixture of units; often lopsided, sometimes blinking or winking."""
-    weights = np.zeros(52, np.float32)
-
-    def put(stem: str, value: float) -> None:
-        lean = 1 + (rng.normal(size=2) * 0.15 if rng.random() < 0.65 else rng.uniform(-1, 0, 2) * [1, 0])
-        for name, factor in zip((f"{stem}Left", f"{stem}Right"), rng.permutation(lean), strict=True):
-            if name in arkit.INDEX and name not in _ONE_SIDED:
-                weights[arkit.INDEX[name]] = value * factor
-        if stem in arkit.INDEX:
-            weights[arkit.INDEX[stem]] = value
-
-    if rng.random() < 0.45:
-        strength = rng.uniform(0.3, 1)
-        for stem, share in _FACES[rng.integers(len(_FACES))].items():
-            put(stem, strength * share)
-    else:
-        kept = [n for n in arkit.NAMES if not n.startswith(("eyeLook", "eyeBlink", "tongue")) and n not in _ONE_SIDED]
-        stems = sorted({n.removesuffix("Left").removesuffix("Right") for n in kept})
-        for stem in rng.choice(stems, rng.integers(2, 6), replace=False):
-            put(str(stem), rng.uniform(0.1, 0.8) * (0.6 if stem.startswith("mouth") else 1))
-        for name in _ONE_SIDED:
-            if rng.random() < 0.1:
-                weights[arkit.INDEX[name]] = rng.uniform(0, 0.8)
-        if rng.random() < 0.4:
-            put("jawOpen", rng.uniform(0, 0.8))
-    chance = rng.random()
-    if chance < 0.25:
-        put("eyeBlink", rng.uniform(0, 1))
-    elif chance < 0.35:
-        weights[arkit.INDEX[f"eyeBlink{rng.choice(['Left', 'Right'])}"]] = rng.uniform(0.5, 1)
-    return np.clip(weights, 0, 1)
-
 
 def observe_person(seed: int) -> Observed:
     """Truth and readings of one random person in `FRAMES` pictures; (T, ...) arrays."""
     torch.set_num_threads(1)
     head = load_head()
     rng = np.random.default_rng(seed)
-    weights = np.stack([np.zeros(52, np.float32), *(random_weights(rng) for _ in range(FRAMES - 1))])
+    weights = np.stack([np.zeros(52, np.float32), *(sample_face(rng) for _ in range(FRAMES - 1))])
     gaze = rng.normal(size=(FRAMES, 2)) * np.radians([10, 5])
     angles = rng.normal(size=(FRAMES, 3)) * [13, 8, 7]
     gaze[0], angles[0] = 0, angles[0] * 0.3

@@ -24,12 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .. import render
-from ..assets.build_landmark_reading import random_weights
 from ..fitting.solve import gaze_matrix
 from ..geom.camera import Camera
 from ..geom.head import HeadModel, HeadParams, load_head
 from ..geom.rotation import euler_to_axis_angle, matrix_to_axis_angle
-from ..render.synthetic import render_head, sample_appearance, sample_identity, sample_performance
+from ..render.synthetic import render_head, sample_appearance, sample_face, sample_identity, sample_performance
 
 Picture = NDArray[np.uint8]
 
@@ -95,7 +94,7 @@ def _single(seed: int, head: HeadModel) -> tuple[HeadParams, Camera]:
     yaw, pitch, roll = np.clip(rng.normal(size=3) * [15, 8, 7], -40, 40)
     look = matrix_to_axis_angle(torch.from_numpy(gaze_matrix(gaze))).float()
     place = [*(rng.normal(size=2) * 0.02 + [0, 0.02]), -distance]
-    params = HeadParams.zeros(head).replace(**head.arkit(torch.from_numpy(random_weights(rng)[None])))
+    params = HeadParams.zeros(head).replace(**head.arkit(torch.from_numpy(sample_face(rng)[None])))
     return params.replace(
         shape=sample_identity(seed, head),
         eyes=torch.cat([look, look], 1),

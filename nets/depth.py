@@ -41,6 +41,8 @@ class DepthConfig:
     are cut to whole pixels, so that they get no gradient."""
     image_size: int = 256
     """Side of the squares that it is trained on and that `headwarp depth` feeds it; a multiple of 32."""
+    width: int = 64
+    """Channels of the first stage, a multiple of 4; 64 is ResNet. All others, the decoder's too, go with it."""
 
 
 @dataclass
@@ -68,9 +70,9 @@ class CameraMotion:
 class Encoder(nn.Module):
     """ResNet maps of one or two frames."""
 
-    def __init__(self, layers: int, frames: int = 1) -> None:
+    def __init__(self, layers: int, width: int, frames: int = 1) -> None:
         super().__init__()
-        self.encoder = ResNet(layers, 3 * frames)
+        self.encoder = ResNet(layers, 3 * frames, width)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         return self.encoder.maps((image - 0.45) / 0.225)
@@ -102,18 +104,17 @@ class DepthDecoder(nn.Module):
     `decoder` holds two convolutions for each level, coarsest first, then the heads of the scales 0 to 3.
     """
 
-    WIDTHS = (16, 32, 64, 128, 256)
-
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
+        widths = [channels[0] // 4 * 2**level for level in range(5)]
         blocks: list[nn.Module] = []
         x = channels[-1]
         for level in (4, 3, 2, 1, 0):
-            width = self.WIDTHS[level]
+            width = widths[level]
             skip = channels[level - 1] if level > 0 else 0
             blocks += [_ConvElu(x, width), _ConvElu(width + skip, width)]
             x = width
-        self.decoder = nn.ModuleList([*blocks, *(_Conv3x3(self.WIDTHS[scale], 1) for scale in range(SCALES))])
+        self.decoder = nn.ModuleList([*blocks, *(_Conv3x3(widths[scale], 1) for scale in range(SCALES))])
 
     def forward(self, maps: Sequence[Tensor], scales: int = SCALES) -> list[Tensor]:
         """Disparities (B, 1, H / 2^s, W / 2^s) of the first `scales` scales, finest first."""
@@ -131,17 +132,17 @@ class DepthDecoder(nn.Module):
 class PoseDecoder(nn.Module):
     """Motion and intrinsics from the last map of a pair of frames."""
 
-    def __init__(self, channels: int, intrinsics: Literal["learned", "official"]) -> None:
+    def __init__(self, channels: int, wide: int, intrinsics: Literal["learned", "official"]) -> None:
         super().__init__()
         self.official = intrinsics == "official"
         self.net = nn.ModuleList(
             [
-                nn.Conv2d(channels, 256, 1),
-                nn.Conv2d(256, 256, 3, padding=1),
-                nn.Conv2d(256, 256, 3, padding=1),
-                nn.Conv2d(256, 12, 1),  # two motions, the first is used
-                nn.Conv2d(256, 2, 3, padding=1),  # focal lengths
-                nn.Conv2d(256, 2, 3, padding=1),  # principal point
+                nn.Conv2d(channels, wide, 1),
+                nn.Conv2d(wide, wide, 3, padding=1),
+                nn.Conv2d(wide, wide, 3, padding=1),
+                nn.Conv2d(wide, 12, 1),  # two motions, the first is used
+                nn.Conv2d(wide, 2, 3, padding=1),  # focal lengths
+                nn.Conv2d(wide, 2, 3, padding=1),  # principal point
             ]
         )
 
@@ -167,13 +168,16 @@ class FaceDepth(nn.Module):
     def __init__(self, config: DepthConfig = DepthConfig()) -> None:
         super().__init__()
         self.config = config
-        self.depth_encoder = Encoder(config.num_layers)
+        if config.width < 4 or config.width % 4:
+            raise ValueError(f"DepthConfig: width must be a multiple of 4, got {config.width}.")
+        self.depth_encoder = Encoder(config.num_layers, config.width)
         self.depth_decoder = DepthDecoder(self.depth_encoder.encoder.channels_out)
         self.pose_encoder: Encoder | None = None
         self.pose: PoseDecoder | None = None
         if config.pose:
-            self.pose_encoder = Encoder(config.num_layers, frames=2)
-            self.pose = PoseDecoder(self.pose_encoder.encoder.channels_out[-1], config.intrinsics)
+            self.pose_encoder = Encoder(config.num_layers, config.width, frames=2)
+            wide = 4 * config.width
+            self.pose = PoseDecoder(self.pose_encoder.encoder.channels_out[-1], wide, config.intrinsics)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1, H, W) disparity in (0, 1): what DaGAN calls depth."""

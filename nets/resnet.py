@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-WIDTHS = (64, 128, 256, 512)
+STAGES = 4
 
 
 class BasicBlock(nn.Module):
@@ -66,19 +66,21 @@ BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] =
 class ResNet(nn.Module):
     """The four stages; `forward` gives the last feature map, `maps` all five.
 
-    `layers` is 18 or 50; `channels` those of the picture.
+    `layers` is 18 or 50; `channels` those of the picture; `width` those of the first stage, doubled in
+    each that follows.
     """
 
-    def __init__(self, layers: int = 50, channels: int = 3) -> None:
+    def __init__(self, layers: int = 50, channels: int = 3, width: int = 64) -> None:
         super().__init__()
         block, counts = BLOCKS[layers]
-        self.conv1 = nn.Conv2d(channels, WIDTHS[0], 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        widths = [width * 2**stage for stage in range(STAGES)]
+        self.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.channels_out = (WIDTHS[0], *(block.expansion * width for width in WIDTHS))
+        self.channels_out = (width, *(block.expansion * wide for wide in widths))
         """Of the five maps."""
-        channels = WIDTHS[0]
-        for number, (width, count) in enumerate(zip(WIDTHS, counts, strict=True), 1):
+        channels = width
+        for number, (width, count) in enumerate(zip(widths, counts, strict=True), 1):
             blocks = []
             for position in range(count):
                 stride = 2 if number > 1 and position == 0 else 1
@@ -87,10 +89,10 @@ class ResNet(nn.Module):
             setattr(self, f"layer{number}", nn.Sequential(*blocks))
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """(B, 64, H/2, W/2) before the first pooling, then the output of each stage."""
+        """(B, width, H/2, W/2) before the first pooling, then the output of each stage."""
         maps = [F.relu(self.bn1(self.conv1(x)))]
         x = self.maxpool(maps[0])
-        for number in range(1, len(WIDTHS) + 1):
+        for number in range(1, STAGES + 1):
             x = getattr(self, f"layer{number}")(x)
             maps.append(x)
         return maps

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..geom import arkit
 from ..geom.camera import Camera
 from ..geom.head import HeadModel, HeadParams, load_head
 from ..geom.landmarks import Embedding
@@ -31,6 +32,7 @@ from ..render.synthetic import (
     replay_motion,
     resting_place,
     sample_appearance,
+    sample_face,
     sample_identity,
     sample_performance,
 )
@@ -61,6 +63,8 @@ class SyntheticParams:
     """Folder with fitted tracks (*.safetensors, searched in all folders below) whose motion people may also do."""
     replay: float = 0.5
     """Share of the samples that take their motion from `tracks`."""
+    turn: float = 1.0
+    """How far the heads of the others turn, as a factor; 1 is what talking people do."""
     keep: int = 256
     """People that each worker keeps ready, about 2 MB each; more people than that are made again and again."""
     device: str = "cpu"
@@ -71,8 +75,8 @@ class SyntheticParams:
             raise ValueError("synthetic: people, held_out and keep must be at least 1.")
         if not 1.0 <= self.scale[0] <= self.scale[1]:
             raise ValueError(f"synthetic: scale must be two rising numbers of at least 1, got {list(self.scale)}.")
-        if self.seconds <= 0 or self.fps <= 0 or not 0 <= self.replay <= 1:
-            raise ValueError("synthetic: seconds and fps must be positive, replay between 0 and 1.")
+        if self.seconds <= 0 or self.fps <= 0 or self.turn < 0 or not 0 <= self.replay <= 1:
+            raise ValueError("synthetic: seconds and fps must be positive, turn not negative, replay between 0 and 1.")
 
 
 @dataclass
@@ -102,6 +106,7 @@ class Cast:
     keep: int = 256
     tracks: Sequence[Path] = ()
     replay: float = 0.5
+    turn: float = 1.0
     device: str = "cpu"
     """Where people are drawn."""
     _people: OrderedDict[int, Person] = field(default_factory=OrderedDict)
@@ -127,6 +132,7 @@ class Cast:
         size: tuple[int, int],
         scale: tuple[float, float],
         moments: Sequence[int] | None = None,
+        rare: float = 0.0,
     ) -> Scene:
         """A random motion of a person, seen by a random camera whose picture is cropped around the face.
 
@@ -137,6 +143,8 @@ class Cast:
             size: (H, W) of the pictures.
             scale: side of the crop in face sizes, from and to.
             moments: the frames to keep, rising; None keeps all. The crop holds the face in these.
+            rare: share of the frames with an expression that talking people seldom have, unlike that of the frame
+                before. Head and gaze move on as if nothing were.
         """
         look, motion_seed = (int(rng.integers(1 << 31)) for _ in range(2))
         place = resting_place(float(np.clip(0.95 * math.exp(rng.normal(0, 0.25)), 0.55, 1.8)))
@@ -149,13 +157,26 @@ class Cast:
             track = _piece(_load_track(path, self.head), frames, fps, rng)
             params, blendshapes = replay_motion(track, self.head, shape.cpu(), place), track.blendshapes
         else:
-            show = sample_performance(motion_seed, frames, fps)
+            show = sample_performance(motion_seed, frames, fps, self.turn)
             params, blendshapes = show.params(self.head, shape.cpu(), place), show.weights
         if moments is not None:
             kept = list(moments)
             params, blendshapes = params[kept], blendshapes[kept]
+        if rare:
+            params, blendshapes = self._made_rare(params, blendshapes, rare, rng)
         camera = _crop_camera(landmarks(self._face(), params), size, float(rng.uniform(*scale)), rng)
         return Scene(params, camera, blendshapes, look, name)
+
+    def _made_rare(
+        self, params: HeadParams, blendshapes: Tensor, share: float, rng: np.random.Generator
+    ) -> tuple[HeadParams, Tensor]:
+        """The frames, a share of them with the expression of `sample_face`."""
+        chosen = torch.from_numpy(rng.random(len(params)) < share)[:, None]
+        weights = torch.from_numpy(np.stack([sample_face(rng) for _ in range(len(params))]))
+        faces = self.head.arkit(weights)
+        changed = {n: torch.where(chosen, faces[n], getattr(params, n)) for n in ("expression", "jaw", "eyelids")}
+        looking = torch.tensor([name.startswith("eyeLook") for name in arkit.NAMES])
+        return params.replace(**changed), torch.where(chosen & ~looking, weights, blendshapes)
 
     def _face(self) -> HeadModel:
         """The head with the vertices of the landmarks only."""
@@ -220,7 +241,9 @@ class SyntheticPeople:
         if self._cast is None:
             size = max(self.request.size)
             params = self.params
-            self._cast = Cast(shared_head("cpu"), size, params.keep, self._tracks, params.replay, params.device)
+            self._cast = Cast(
+                shared_head("cpu"), size, params.keep, self._tracks, params.replay, params.turn, params.device
+            )
         return self._cast
 
     def __getstate__(self) -> dict[str, object]:

@@ -59,6 +59,11 @@ class SetRecipe:
     """Folder with fitted tracks whose motion people may also do."""
     replay: float = 0.5
     """Share of the clips that take their motion from `tracks`."""
+    turn: float = 1.0
+    """How far the heads of the others turn, as a factor."""
+    rare: float = 0.0
+    """Share of the frames with an expression that talking people seldom have; for single pictures, since these come
+    and go from one frame to the next."""
     quality: Literal["draft", "full"] = "draft"
     truth: bool = False
     """Write truth.safetensors too."""
@@ -165,19 +170,21 @@ def _write_clip(clip: int, beat: Beat, *, recipe: SetRecipe, tracks: tuple[Path,
 
 
 @lru_cache(maxsize=1)
-def _open(size: int, tracks: tuple[Path, ...], replay: float) -> Cast:
+def _open(size: int, tracks: tuple[Path, ...], replay: float, turn: float) -> Cast:
     torch.set_num_threads(1)
-    return Cast(shared_head("cpu"), size, keep=4, tracks=tracks, replay=replay)
+    return Cast(shared_head("cpu"), size, keep=4, tracks=tracks, replay=replay, turn=turn)
 
 
 def _draw_clip(clip: int, part: Path, beat: Beat, recipe: SetRecipe, tracks: tuple[Path, ...]) -> dict[str, Any]:
     """The files of a clip in the folder `part`; returns its row of the index."""
-    cast, size = _open(recipe.size, tracks, recipe.replay), (recipe.size, recipe.size)
+    cast, size = _open(recipe.size, tracks, recipe.replay, recipe.turn), (recipe.size, recipe.size)
     index, take = _cast_of(clip, recipe)
     seed = person_seed(recipe.seed, index, recipe.split)
     rng = np.random.default_rng((recipe.seed, _TAKE, recipe.split == "test", index, take))
     person = cast.person(seed)
-    scene = cast.scene(person.shape, rng, frames=recipe.frames, fps=recipe.fps, size=size, scale=recipe.scale)
+    scene = cast.scene(
+        person.shape, rng, frames=recipe.frames, fps=recipe.fps, size=size, scale=recipe.scale, rare=recipe.rare
+    )
     draw = _artist(cast, person, seed, scene, recipe)
     points = []
     with ExitStack() as stack:
@@ -304,8 +311,12 @@ def _check(clips: int, recipe: SetRecipe) -> None:
         raise InputError(f"--size must be even and at least 16, got {recipe.size}.")
     if recipe.people is not None and recipe.people < 1:
         raise InputError(f"--people must be at least 1, got {recipe.people}.")
+    if not 0 <= recipe.turn < math.inf:
+        raise InputError(f"--turn must not be negative, got {recipe.turn}.")
     if not 0 < recipe.fps < math.inf or not 0 <= recipe.replay <= 1:
         raise InputError(f"--fps must be positive and --replay from 0 to 1, got {recipe.fps} and {recipe.replay}.")
+    if not 0 <= recipe.rare <= 1:
+        raise InputError(f"--rare must be from 0 to 1, got {recipe.rare}.")
     if recipe.seed < 0:
         raise InputError(f"--seed must not be negative, got {recipe.seed}.")
     if not 1 <= recipe.scale[0] <= recipe.scale[1]:

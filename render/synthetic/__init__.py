@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from .draft import Person
 from .flow import Flow, surface_flow
-from .motion import Performance, replay_motion, resting_place, sample_motion, sample_performance
+from .motion import Performance, replay_motion, resting_place, sample_face, sample_motion, sample_performance
 from .people import Appearance, sample_appearance, sample_identity
 from .render import CLASSES, FACE, Frame, face_mask, render_head
 
@@ -33,6 +33,7 @@ __all__ = [
     "replay_motion",
     "resting_place",
     "sample_appearance",
+    "sample_face",
     "sample_identity",
     "sample_motion",
     "sample_performance",

@@ -111,6 +111,22 @@ EXPRESSIONS: dict[str, dict[str, float]] = {
     "pout": {"mouthPucker": 0.7, "mouthShrugLower": 0.3, "browInnerUp": 0.3},
     "puff": {"cheekPuff": 0.8, "mouthPressLeft": 0.3, "mouthPressRight": 0.3},
 }
+# Units that go together in faces, by stem: both sides get the value, with a little difference.
+_FACES: tuple[dict[str, float], ...] = (
+    {"mouthSmile": 1.0, "cheekSquint": 0.5, "eyeSquint": 0.3, "mouthUpperUp": 0.2},
+    {"browInnerUp": 1.0, "browOuterUp": 1.0, "eyeWide": 1.0},
+    {"browDown": 1.0, "noseSneer": 0.3, "eyeSquint": 0.5},
+    {"mouthFunnel": 1.0, "jawOpen": 0.5},
+    {"mouthPucker": 1.0},
+    {"jawOpen": 1.0},
+    {"mouthFrown": 1.0, "mouthShrugLower": 0.5, "browInnerUp": 0.5},
+    {"eyeBlink": 1.0},
+    {"jawOpen": 0.35, "mouthLowerDown": 0.5, "mouthUpperUp": 0.4, "mouthStretch": 0.4},
+    {"mouthRollLower": 0.7, "mouthRollUpper": 0.7, "mouthPress": 0.6},
+    {"jawOpen": 0.25, "mouthSmile": 0.8, "mouthUpperUp": 0.4, "mouthLowerDown": 0.3},
+    {"cheekPuff": 1.0},
+)
+_ONE_SIDED = ("mouthLeft", "mouthRight", "jawLeft", "jawRight")
 
 
 @dataclass
@@ -255,9 +271,13 @@ def _turn(yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray) -> Tensor:
     return euler_to_axis_angle(*(torch.from_numpy(a).float() for a in (yaw, pitch, roll)))
 
 
-def sample_performance(seed: int, frames: int, fps: float) -> Performance:
+def sample_performance(seed: int, frames: int, fps: float, turn: float = 1.0) -> Performance:
     """A random performance: head motion, nods, speech, blinks, saccades, changing expressions. The same seed gives the
-    same curves."""
+    same curves.
+
+    Args:
+        turn: how far the head turns, as a factor; 1 is what talking people do.
+    """
     if frames < 1 or fps <= 0:
         raise ValueError(f"sample_motion: frames must be at least 1 and fps positive, got {frames} and {fps}.")
     rng = np.random.default_rng([seed & 0x7FFFFFFF, 100])
@@ -267,9 +287,9 @@ def sample_performance(seed: int, frames: int, fps: float) -> Performance:
     show.yaw += np.clip(rng.normal(0, 8), -20, 20)
     show.pitch += np.clip(rng.normal(0, 4), -10, 10)
     show.yaw, show.pitch, show.roll = (
-        np.clip(show.yaw, -38, 38),
-        np.clip(show.pitch, -18, 18),
-        np.clip(show.roll, -14, 14),
+        np.clip(turn * np.clip(show.yaw, -38, 38), -70, 70),
+        np.clip(turn * np.clip(show.pitch, -18, 18), -35, 35),
+        np.clip(turn * np.clip(show.roll, -14, 14), -30, 30),
     )
     show.shift += np.stack(
         [0.15 * np.radians(show.roll) * 0.1, np.zeros(frames), 0.01 * np.sin(0.7 * show.times + rng.uniform(0, 6))], 1
@@ -303,6 +323,41 @@ def sample_performance(seed: int, frames: int, fps: float) -> Performance:
     show.gaze -= 0.45 * np.stack([show.yaw, show.pitch], 1)
     show.gaze = np.clip(show.gaze, (-26, -14), (26, 14))
     return show
+
+
+def sample_face(rng: np.random.Generator) -> np.ndarray:
+    """A random face of its own, beyond what performances show: one of the usual ones, or a mixture of units; often
+    lopsided, sometimes blinking or winking. (52,) float32 ARKit weights, none of gaze."""
+    weights = np.zeros(52, np.float32)
+
+    def put(stem: str, value: float) -> None:
+        lean = 1 + (rng.normal(size=2) * 0.15 if rng.random() < 0.65 else rng.uniform(-1, 0, 2) * [1, 0])
+        for name, factor in zip((f"{stem}Left", f"{stem}Right"), rng.permutation(lean), strict=True):
+            if name in arkit.INDEX and name not in _ONE_SIDED:
+                weights[arkit.INDEX[name]] = value * factor
+        if stem in arkit.INDEX:
+            weights[arkit.INDEX[stem]] = value
+
+    if rng.random() < 0.45:
+        strength = rng.uniform(0.3, 1)
+        for stem, share in _FACES[rng.integers(len(_FACES))].items():
+            put(stem, strength * share)
+    else:
+        kept = [n for n in arkit.NAMES if not n.startswith(("eyeLook", "eyeBlink", "tongue")) and n not in _ONE_SIDED]
+        stems = sorted({n.removesuffix("Left").removesuffix("Right") for n in kept})
+        for stem in rng.choice(stems, rng.integers(2, 6), replace=False):
+            put(str(stem), rng.uniform(0.1, 0.8) * (0.6 if stem.startswith("mouth") else 1))
+        for name in _ONE_SIDED:
+            if rng.random() < 0.1:
+                weights[arkit.INDEX[name]] = rng.uniform(0, 0.8)
+        if rng.random() < 0.4:
+            put("jawOpen", rng.uniform(0, 0.8))
+    chance = rng.random()
+    if chance < 0.25:
+        put("eyeBlink", rng.uniform(0, 1))
+    elif chance < 0.35:
+        weights[arkit.INDEX[f"eyeBlink{rng.choice(['Left', 'Right'])}"]] = rng.uniform(0.5, 1)
+    return np.clip(weights, 0, 1)
 
 
 def _shares() -> np.ndarray:

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 
 from headwarp.fitting.ledger import read_index
+from headwarp.geom import arkit
 from headwarp.geom.head import HeadParams
 from headwarp.geom.track import FaceTrack
 from headwarp.media.errors import InputError
@@ -25,7 +26,7 @@ from headwarp.render.synthetic import CLASSES
 from headwarp.training.config import DatasetParams, HoldOut
 from headwarp.training.data import open_held_out, open_training
 from headwarp.training.data.source import Request
-from headwarp.training.synthetic import SyntheticParams, SyntheticPeople, landmarks, shared_head
+from headwarp.training.synthetic import Cast, SyntheticParams, SyntheticPeople, landmarks, shared_head
 from headwarp.training.synthetic_set import SetRecipe, clip_name, write_set
 
 TRUTH = frozenset({"depth", "normals", "segmentation"})
@@ -266,6 +267,26 @@ def test_a_set_goes_on_after_a_kill_with_the_same_files(data_set, tmp_path):
         write_set(tmp_path, 3, replace(RECIPE, seed=1), workers=1, progress=False)
 
 
+def test_rare_expressions_come_and_go_while_head_and_gaze_move_on():
+    cast = Cast(shared_head("cpu"), 64)
+    shape = torch.zeros(1, cast.head.n_shape)
+
+    def scene(rare: float):
+        rng = np.random.default_rng(3)
+        return cast.scene(shape, rng, frames=200, fps=25.0, size=(64, 64), scale=(2.0, 2.0), rare=rare)
+
+    usual, some = scene(0.0), scene(0.3)
+    for same in ("rotation", "neck", "eyes", "translation"):
+        assert torch.equal(getattr(some.params, same), getattr(usual.params, same))
+    looks = torch.tensor([name.startswith("eyeLook") for name in arkit.NAMES])
+    assert torch.equal(some.blendshapes[:, looks], usual.blendshapes[:, looks])
+    changed = (some.params.expression != usual.params.expression).any(1)
+    assert 0.2 < changed.float().mean() < 0.4
+    shown = cast.head.arkit(some.blendshapes)
+    for name in ("expression", "jaw", "eyelids"):
+        torch.testing.assert_close(getattr(some.params, name), shown[name])
+
+
 def test_names_keep_people_of_both_splits_apart():
     assert clip_name(5, RECIPE) == "train/synthetic-00001#002"
     assert clip_name(5, replace(RECIPE, people=None, split="test")) == "test/synthetic-test-00005#000"
@@ -277,6 +298,7 @@ def test_bad_settings_of_a_set_are_refused_before_anything_is_written(tmp_path):
         replace(RECIPE, people=0),
         replace(RECIPE, scale=(0.5, 2.0)),
         replace(RECIPE, seed=-1),
+        replace(RECIPE, rare=1.5),
     ):
         with pytest.raises(InputError, match="--"):
             write_set(tmp_path / "out", 1, bad, progress=False)

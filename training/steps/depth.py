@@ -124,7 +124,8 @@ class DepthStep(Step):
                 metrics[f"side{name}"] = 100 * side(guess, truth, mask)
                 normals = [point_normals(unproject(known, *camera)) for known in (guess, truth)]
                 metrics[f"normals{name}"] = mad(normals[0], normals[1], erode(mask))
-            pictures["true disparity"] = stretched((1 / view.depth).where(mask, torch.zeros_like(depth)))
+            farthest = view.depth.where(mask, depth.new_tensor(0.0)).amax((1, 2, 3), keepdim=True)
+            pictures["true disparity of the face"] = stretched(1 / view.depth.where(mask, farthest))
         return Judged(metrics, pictures)
 
 
