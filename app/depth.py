@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..media.crop import Crop
-    from ..nets.depth import FaceDepth
+    from ..nets.depth import DepthConfig, FaceDepth
 
 FOV = 20.0
 """Degrees that the square spans where nobody says so. Portraits from a metre away have about that."""
@@ -53,7 +53,7 @@ class Depth:
             raise InputError(f"--fov takes degrees from 1 to 120, got {self.fov:g}.")
         network = open_depth(self.model)
         number, fov = -1, self.fov
-        for number, (name, picture, crop) in enumerate(self._pictures(network.config.image_size)):
+        for number, (name, picture, crop) in enumerate(self._pictures(network.config)):
             if fov is None:
                 fov = seen_fov(network, picture)
             if number == 0:
@@ -64,21 +64,22 @@ class Depth:
             raise InputError(f"No face found in {self.input}; pass --no-crop if its pictures are face crops already.")
         print(f"{self.output}: {number + 1} picture{'s' if number else ''}")
 
-    def _pictures(self, side: int) -> Iterator[tuple[str, NDArray[np.uint8], Crop]]:
+    def _pictures(self, config: DepthConfig) -> Iterator[tuple[str, NDArray[np.uint8], Crop]]:
         """Name ("" for a single picture), (side, side, 3) and where it was."""
         from ..fitting.faces import FaceTracker, choose_face, find_faces
         from ..media.crop import BoxSmoother, Crop
         from ..media.files import VIDEO_SUFFIXES
         from ..media.image import load_image
         from ..media.video import VideoReader
-        from .keypoint import SCALE, SHIFT
+        from .keypoint import SHIFT
 
+        side = config.image_size
         if not self.input.is_dir() and self.input.suffix.lower() not in VIDEO_SUFFIXES:
             picture = load_image(self.input)
             crop = Crop.whole(picture.shape, side)
             if not self.no_crop:
                 face = choose_face(find_faces(picture), picture, name=str(self.input))
-                crop = Crop.from_landmarks(face.landmarks[:468], SCALE, SHIFT, side)
+                crop = Crop.from_landmarks(face.landmarks[:468], config.scale, SHIFT, side)
             yield "", crop.extract(picture), crop
             return
         tracker, holding = FaceTracker(), BoxSmoother()
@@ -87,7 +88,7 @@ class Depth:
             if self.no_crop:
                 square = Crop.whole(frame.image.shape, side)
             elif (seen := tracker.track(frame.image)) is not None:
-                square = holding.update(Crop.from_landmarks(seen.landmarks[:468], SCALE, SHIFT, side))
+                square = holding.update(Crop.from_landmarks(seen.landmarks[:468], config.scale, SHIFT, side))
             if square is not None:
                 yield f"{number:06d}", square.extract(frame.image), square
 

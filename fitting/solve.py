@@ -86,9 +86,9 @@ class SolveWeights:
     """Radians, opening."""
     jaw_sideways: float = 0.03
     """Radians, the other two axes."""
-    guess_shape: float = 0.7
+    guess_shape: float = 0.25
     """Of shape coefficients around a guess; 1 around the mean head."""
-    guess_rotation: float = 0.04
+    guess_rotation: float = 0.03
     """Of rotations around a guess, radians; wide, since its errors are the same in all frames of a person."""
     step_expression: float = 0.12
     """Temporal steps per frame at 25 frames per second."""

@@ -41,6 +41,8 @@ class DepthConfig:
     are cut to whole pixels, so that they get no gradient."""
     image_size: int = 256
     """Side of the squares that it is trained on and that `headwarp depth` feeds it; a multiple of 32."""
+    scale: float = 1.9
+    """Side of those squares in face sizes (longer side of the landmarks' box); about what DaGAN's data have."""
     width: int = 64
     """Channels of the first stage, a multiple of 4; 64 is ResNet. All others, the decoder's too, go with it."""
 

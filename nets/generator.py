@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from .dense_motion import DenseMotion, DenseMotionConfig, DenseMotionNetwork, warp_features
 from .keypoints import Motion
-from .layers import SLOPE, ConvNorm, Down, Res, Spade, SpadeResBlock, Up, instance_norm, leaky
+from .layers import SLOPE, ConvNorm, Down, Res, Spade, SpadeResBlock, Up, leaky, moments
 from .scale import ScaledMotion, ScaleEmbedding
+from .winograd import convolve
 
 
 @dataclass(frozen=True)
@@ -171,17 +172,34 @@ class SpadeDecoder(nn.Module):
         return self.conv_img(leaky(x)).float().sigmoid()
 
 
+class _Normal:
+    """`instance_norm` of a map, made where it is needed."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.pixels = x.permute(0, 2, 3, 1)
+        self.mean, self.scale = moments(x)
+
+    def rows(self, picture: int, top: int, count: int) -> Tensor:
+        """(count, W, C)"""
+        return (self.pixels[picture, top : top + count] - self.mean[picture]).mul_(self.scale[picture])
+
+
 class _FoldedSpade(nn.Module):
-    """`Spade` of a map that is normalised already, with both of its last convolutions as one."""
+    """`Spade` and the activation after it, with both of its last convolutions as one. Gain and shift of a few rows are
+    used while they are in the cache: as maps they would be twice as large as the result."""
 
     def __init__(self, norm: Spade) -> None:
         super().__init__()
         self.mlp_shared = norm.mlp_shared
         self.both = joined(_plain(norm.mlp_gamma), _plain(norm.mlp_beta))
+        self.channels = _plain(norm.mlp_beta).out_channels
 
-    def forward(self, normal: Tensor, guidance: Tensor) -> Tensor:
-        gain, beta = self.both(self.mlp_shared(guidance)).chunk(2, 1)
-        return beta.addcmul_(normal, gain)
+    def forward(self, normal: _Normal, guidance: Tensor) -> Tensor:
+        def finish(both: Tensor, picture: int, top: int) -> Tensor:
+            gain, beta = both.chunk(2, -1)
+            return F.leaky_relu_(torch.addcmul(beta, normal.rows(picture, top, len(both)), gain), SLOPE)
+
+        return convolve(self.both, self.mlp_shared(guidance), finish, self.channels)
 
 
 class _FoldedShortcut(nn.Module):
@@ -197,16 +215,21 @@ class _FoldedShortcut(nn.Module):
         small.load_state_dict(
             {"weight": torch.einsum("oc,ciyx->oiyx", weight, beta.weight), "bias": weight @ beta.bias}
         )
-        self.channels = gamma.out_channels
         self.mlp_shared = norm.mlp_shared
         self.both = joined(gamma, small)
-        self.conv = conv
+        self.weight: Tensor
+        self.register_buffer("weight", weight.T.contiguous(), persistent=False)  # (C, O)
 
-    def forward(self, normal: Tensor, guidance: Tensor) -> Tensor:
-        both = self.both(self.mlp_shared(guidance))
-        gain, beta = both[:, : self.channels], both[:, self.channels :]
-        result: Tensor = self.conv(normal * gain)
-        return result.add_(beta)
+    def forward(self, normal: _Normal, guidance: Tensor) -> Tensor:
+        channels, out = self.weight.shape
+
+        def finish(both: Tensor, picture: int, top: int) -> Tensor:
+            product = normal.rows(picture, top, len(both)).mul_(both[..., :channels])
+            beta = both[..., channels:].flatten(0, 1).to(product)
+            made = torch.addmm(beta, product.flatten(0, 1), self.weight.to(product))
+            return made.unflatten(0, both.shape[:2])
+
+        return convolve(self.both, self.mlp_shared(guidance), finish, out)
 
 
 class _FoldedSpadeBlock(nn.Module):
@@ -219,11 +242,10 @@ class _FoldedSpadeBlock(nn.Module):
             self.shortcut = _FoldedShortcut(block.norm_s, _plain(block.conv_s))
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        normal = instance_norm(x)  # the first norm's and the shortcut's
+        normal = _Normal(x)  # the first norm's and the shortcut's
         shortcut = x if self.shortcut is None else self.shortcut(normal, guidance)
-        y = self.conv_0(F.leaky_relu_(self.norm_0(normal, guidance), SLOPE))
-        y = F.leaky_relu_(self.norm_1(instance_norm(y), guidance), SLOPE)
-        return self.conv_1(y).add_(shortcut)
+        y = self.conv_0(self.norm_0(normal, guidance))
+        return self.conv_1(self.norm_1(_Normal(y), guidance)).add_(shortcut)
 
 
 def joined(gamma: nn.Conv2d, beta: nn.Conv2d) -> nn.Conv2d:

@@ -56,6 +56,16 @@ def instance_norm(x: Tensor, epsilon: float = 1e-5) -> Tensor:
     return (centred * scale).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
+def moments(x: Tensor, epsilon: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """(B, C) mean, and 1 over the standard deviation, of every channel of every picture: what `instance_norm` takes off
+    and multiplies with. In strips, so that nothing but x itself leaves the cache."""
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+    mean = pixels.mean(1)
+    strips = pixels.split(max(1, 250_000 // x.shape[1]), 1)
+    squares = sum(((strip - mean[:, None]).square_().sum(1) for strip in strips), torch.zeros_like(mean))
+    return mean, (squares / pixels.shape[1] + epsilon).rsqrt()
+
+
 class Spade(nn.Module):
     """Spatially-adaptive normalisation (Park et al. 2019), under the parameter names of its authors:
 

@@ -12,6 +12,8 @@ Values differ from the plain convolution by about 2e-6 of their maximum.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,11 @@ _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 0, 1, -1, 2, -2 lose."""
 _FLOATS = 3_000_000
 """Numbers of the transformed results at a time, so that they stay in the cache."""
+
+
+Finish = Callable[[Tensor, int, int], Tensor]
+"""What becomes of some rows of a result at once, while they are in the cache: (rows, W, O), the number of the picture
+and of the first row -> (rows, W, any channels). It may write into what it gets."""
 
 
 class WinogradConv(nn.Module):
@@ -54,14 +61,17 @@ class WinogradConv(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.finished(x, None, self.conv.out_channels)
+
+    def finished(self, x: Tensor, finish: Finish | None, stored: int) -> Tensor:
+        """(B, stored, H, W): what `finish` makes of the result, which is never written to memory as a whole."""
         batch, channels, height, width = x.shape
         learning = torch.is_grad_enabled() and x.requires_grad
         if learning or x.device.type != "cpu" or height % 4 or width % 4 or x.dtype != torch.float32:
-            result: Tensor = self.conv(x)
-            return result
+            return plainly(self.conv, x, finish)
         out = self.spectrum.shape[2]
         down, across = height // 4, width // 4
-        picture = x.new_empty(batch, down, 4, across, 4, out)
+        picture = x.new_empty(batch, down, 4, across, 4, stored)
         padded = F.pad(x.contiguous(memory_format=torch.channels_last), (1, 1, 1, 1)).permute(0, 2, 3, 1)
         row, column = padded.stride()[1:3]
         rows = min(down, max(1, _FLOATS // (36 * across * max(out, channels))))
@@ -69,7 +79,8 @@ class WinogradConv(nn.Module):
         tiles, spectra = (x.new_empty(36, rows * across * channels) for _ in range(2))
         products, results = (x.new_empty(count, rows * across * out) for count in (36, 16))
         bias = x.new_zeros(()) if self.conv.bias is None else self.conv.bias.detach()
-        for source, target in zip(padded, picture, strict=True):
+        strips = None if finish is None else x.new_empty(rows, 4, across, 4, out)
+        for number, (source, target) in enumerate(zip(padded, picture, strict=True)):
             for top in range(0, down, rows):
                 n = min(rows, down - top)
                 start = source.storage_offset() + 4 * top * row
@@ -87,8 +98,28 @@ class WinogradConv(nn.Module):
                 torch.mm(self.input_transform, d, out=v)
                 torch.bmm(v.view(36, -1, channels), self.spectrum, out=m.view(36, -1, out))
                 torch.mm(self.output_transform, m, out=y)
-                torch.add(y.view(4, 4, n, across, out).permute(2, 0, 3, 1, 4), bias, out=target[top : top + n])
-        return picture.view(batch, height, width, out).permute(0, 3, 1, 2)
+                y = y.view(4, 4, n, across, out).permute(2, 0, 3, 1, 4)
+                if finish is None or strips is None:
+                    torch.add(y, bias, out=target[top : top + n])
+                else:
+                    torch.add(y, bias, out=strips[:n])
+                    made = finish(strips[:n].view(4 * n, width, out), number, 4 * top)
+                    target[top : top + n] = made.view(n, 4, across, 4, stored)
+        return picture.view(batch, height, width, stored).permute(0, 3, 1, 2)
+
+
+def plainly(conv: nn.Module, x: Tensor, finish: Finish | None) -> Tensor:
+    """The same of any convolution, all rows at once."""
+    result: Tensor = conv(x)
+    if finish is None:
+        return result
+    pictures = result.permute(0, 2, 3, 1)
+    return torch.stack([finish(p, k, 0) for k, p in enumerate(pictures)]).permute(0, 3, 1, 2)
+
+
+def convolve(conv: nn.Module, x: Tensor, finish: Finish, stored: int) -> Tensor:
+    """(B, stored, H, W): what `finish` makes of a convolution's result."""
+    return conv.finished(x, finish, stored) if isinstance(conv, WinogradConv) else plainly(conv, x, finish)
 
 
 def _transforms() -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ the published formula.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -50,7 +50,7 @@ class DaGanSettings:
     discriminator_params: FommDiscriminatorConfig = field(default_factory=lambda: FommDiscriminatorConfig(use_kp=True))
     depth_model: str | None = None
     """Model file of the face depth network, from `headwarp convert depth` or a training of configs/face_depth.yaml.
-    None only where no part of the model uses depth."""
+    Its settings stand in for `model_params.depth_params`. None only where no part of the model uses depth."""
     kp_distance: Literal["hinge", "official"] = "hinge"
     """Of the published formula nothing can be learnt."""
 
@@ -63,9 +63,9 @@ class DaGanStep(FommStep):
     model: DaGan
 
     def build(self, settings: DaGanSettings) -> DaGan:
-        model = DaGan(settings.model_params)
-        if model.depth is None:
-            return model
+        params = settings.model_params
+        if not params.uses_depth:
+            return DaGan(params)
         if settings.depth_model is None:
             raise ValueError(
                 "DaGAN needs a trained face depth network: set depth_model to a file of `headwarp convert depth` or of "
@@ -75,12 +75,8 @@ class DaGanStep(FommStep):
         trained = load_model(settings.depth_model)
         if not isinstance(trained, FaceDepth):
             raise ValueError(f"depth_model: {settings.depth_model} holds no face depth network.")
-        wanted, found = settings.model_params.depth_params.num_layers, trained.config.num_layers
-        if wanted != found:
-            raise ValueError(
-                f"depth_model: {settings.depth_model} has {found} layers; set "
-                f"model_params.depth_params.num_layers={found} (it is {wanted})."
-            )
+        model = DaGan(replace(params, depth_params=replace(trained.config, pose=False)))
+        assert model.depth is not None
         weights = trained.state_dict()
         model.depth.load_state_dict({name: weights[name] for name in model.depth.state_dict()})
         return model
