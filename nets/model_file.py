@@ -37,7 +37,7 @@ METHODS = {
 ASSETS = Path(__file__).parent.parent / "assets"
 SHIPPED = {
     "refiner.safetensors": "6f9974ea5f20804d1b68165bcf09bf33f1f1f588377de2a91ae519cdd4885dcf",
-    "regressor.safetensors": "5c869ef86833599308cc3012ae1d994fc6585b9af4eb3bb9bc05fdff78935249",
+    "regressor.safetensors": "d6aac0ee39e642358b9b747408275d8813f042403488c9cbf279747b3a472f68",
 }
 """Models that come with the package, in `ASSETS`, and their sha256; `load_model` checks it."""
 
