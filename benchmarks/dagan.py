@@ -157,7 +157,7 @@ def products(model: nn.Module) -> Iterator[list[float]]:
 
     def winograd(module: nn.Module, _: Any, result: Tensor) -> None:
         assert isinstance(module.conv, nn.Conv2d)
-        found.append(result.numel() * module.conv.weight[0].numel())
+        found.append(result[:, 0].numel() * module.conv.weight.numel())
 
     def attending(module: nn.Module, _: Any, result: Tensor) -> None:
         batch, channels, height, width = result.shape

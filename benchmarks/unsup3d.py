@@ -1,6 +1,6 @@
 """How well Unsup3D knows a face's depth: SIDE and MAD on synthetic people, whose depth is exact.
 
-    python -m headwarp.benchmarks.unsup3d [MODEL] [--pictures N] [-o OUT]
+    python -m headwarp.benchmarks.unsup3d [MODEL] [--pictures N] [--turn 2] [-o OUT]
 
 As the table of Wu et al. (2020): scale-invariant depth error times 100 and mean angle deviation in degrees, mean ± std
 over pictures, on the face (hair and clothes have no exact depth). All methods are judged in the picture's own view.
@@ -37,16 +37,25 @@ SCALE = (1.15, 1.3)
 
 
 def main(
-    *, real: Path | None = None, output: Path | None = None, model: Path | None = None, pictures: int = 64
+    *,
+    real: Path | None = None,
+    output: Path | None = None,
+    model: Path | None = None,
+    pictures: int = 64,
+    turn: float = 2.0,
 ) -> dict[str, Any]:
-    """Judge a model and the baselines, print the table, and write unsup3d.json to `output`. `real` is not used."""
+    """Judge a model and the baselines, print the table, and write unsup3d.json to `output`. `real` is not used.
+
+    Args:
+        turn: how far the people turn, as `headwarp synth --turn`; that of the training is 2.
+    """
     trained = None if model is None else load_model(model)
     if trained is not None and not isinstance(trained, Unsup3d):
         raise ValueError(f"{model} is no model of Unsup3D.")
     config = Unsup3dConfig(width=16, code=64) if trained is None else trained.config
     torch.manual_seed(0)
     untrained = Unsup3d(config).eval()
-    view, others = _people("test", pictures, config.image_size), _people("train", pictures, config.image_size)
+    view, others = (_people(split, pictures, config.image_size, turn) for split in ("test", "train"))
     rows: dict[str, Callable[[View], tuple[Tensor, Tensor | None]]] = {
         "constant": lambda v: (torch.ones(len(v.image), 1, *v.image.shape[2:]), None),
         "random": lambda v: (_random(len(v.image), config.image_size), None),
@@ -55,7 +64,12 @@ def main(
     }
     if trained is not None:
         rows["unsup3d"] = lambda v: _seen(trained, v.image)
-    results: dict[str, Any] = {"pictures": pictures, "model": None if model is None else model.name, "rows": {}}
+    results: dict[str, Any] = {
+        "pictures": pictures,
+        "turn": turn,
+        "model": None if model is None else model.name,
+        "rows": {},
+    }
     print(f"Unsup3D on {pictures} held-out synthetic people, {config.image_size} x {config.image_size}")
     print(f"{'':10} SIDE x 100       MAD degrees")
     for name, guess in rows.items():
@@ -96,9 +110,9 @@ def _average(others: View, model: Unsup3d) -> Tensor:
     return mean
 
 
-def _people(split: Any, pictures: int, size: int) -> View:
+def _people(split: Any, pictures: int, size: int, turn: float) -> View:
     request = Request((size, size), 2, frozenset({"depth", "segmentation"}))
-    params = SyntheticParams(people=pictures, held_out=pictures, seed=1, scale=SCALE)
+    params = SyntheticParams(people=pictures, held_out=pictures, seed=1, scale=SCALE, turn=turn)
     people = SyntheticPeople(params, request, split)
     samples = [people.sample(i, np.random.default_rng(i)) for i in range(pictures)]
     return Batch.cat(samples).to("cpu").source
@@ -108,6 +122,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="SIDE and MAD of Unsup3D and of baselines, on synthetic people.")
     parser.add_argument("model", type=Path, nargs="?", help="model file of the kind unsup3d; none: only baselines")
     parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--turn", type=float, default=2.0)
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
-    main(model=given.model, pictures=given.pictures, output=given.output)
+    main(model=given.model, pictures=given.pictures, output=given.output, turn=given.turn)

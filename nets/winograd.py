@@ -60,16 +60,14 @@ class WinogradConv(nn.Module):
             1,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.finished(x, None, self.conv.out_channels)
-
-    def finished(self, x: Tensor, finish: Finish | None, stored: int) -> Tensor:
-        """(B, stored, H, W): what `finish` makes of the result, which is never written to memory as a whole."""
+    def forward(self, x: Tensor, finish: Finish | None = None, stored: int | None = None) -> Tensor:
+        """(B, O, H, W), or (B, stored, H, W): what `finish` makes of the result, which is never written as a whole."""
         batch, channels, height, width = x.shape
         learning = torch.is_grad_enabled() and x.requires_grad
         if learning or x.device.type != "cpu" or height % 4 or width % 4 or x.dtype != torch.float32:
             return plainly(self.conv, x, finish)
         out = self.spectrum.shape[2]
+        stored = stored or out
         down, across = height // 4, width // 4
         picture = x.new_empty(batch, down, 4, across, 4, stored)
         padded = F.pad(x.contiguous(memory_format=torch.channels_last), (1, 1, 1, 1)).permute(0, 2, 3, 1)
@@ -119,7 +117,8 @@ def plainly(conv: nn.Module, x: Tensor, finish: Finish | None) -> Tensor:
 
 def convolve(conv: nn.Module, x: Tensor, finish: Finish, stored: int) -> Tensor:
     """(B, stored, H, W): what `finish` makes of a convolution's result."""
-    return conv.finished(x, finish, stored) if isinstance(conv, WinogradConv) else plainly(conv, x, finish)
+    made: Tensor = conv(x, finish, stored) if isinstance(conv, WinogradConv) else plainly(conv, x, finish)
+    return made
 
 
 def _transforms() -> tuple[Tensor, Tensor, Tensor]:
