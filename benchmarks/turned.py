@@ -5,7 +5,8 @@
     python -m headwarp.benchmarks.turned SET READER none=A.safetensors ours=B.safetensors
 
 READER is a model of Unsup3D (configs/unsup3d_synthetic.yaml): SIDE and MAD are of the depth that it reads from a
-result, against the exact depth of the true frame. In every clip the frame nearest to the front is the source, the others drive.
+result, against the exact depth of the true frame. In every clip the frame nearest to the front is the source, and the
+others drive.
 Of the last model minus the first stand differences with 95 % intervals, people drawn with replacement.
 """
 
