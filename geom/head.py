@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from . import arkit, head_files
 from .head_files import HeadData
 from .landmarks import LEFT_IRIS, RIGHT_IRIS, Contour, Embedding, iris_embedding, landmarks68
+from .precision import exact
 from .rotation import axis_angle_to_matrix
 
 
@@ -235,6 +236,7 @@ class HeadModel(nn.Module):
         full[self._pose_columns] = self._directions[start : start + len(self._pose_columns)]
         return full.permute(2, 1, 0)
 
+    @exact
     def forward(self, params: HeadParams) -> Tensor:
         """World vertices (B, N, 3) metres of B parameter sets."""
         rotations = self.rotations(params)
@@ -248,15 +250,18 @@ class HeadModel(nn.Module):
             skinned = torch.addcmul(skinned, blended[:, :, axis], vertices[:, axis : axis + 1])
         return skinned.mT.contiguous()
 
+    @exact
     def rest_vertices(self, params: HeadParams) -> Tensor:
         """(B, N, 3) vertices before skinning, pose correctives included."""
         return self._rest(params, self.rotations(params)).mT.contiguous()
 
+    @exact
     def rest_joints(self, params: HeadParams) -> Tensor:
         """(B, J, 3) joints of the rest pose."""
         betas = torch.cat([params.shape, params.expression], -1)
         return torch.addmm(self.joint_template.flatten(), betas, self.joint_dirs.mT).unflatten(-1, (-1, 3))
 
+    @exact
     def joints(self, params: HeadParams) -> Tensor:
         """(B, J, 3) joints in the world."""
         rest = self.rest_joints(params)
@@ -285,6 +290,7 @@ class HeadModel(nn.Module):
         pose = torch.cat([params.rotation, params.neck, params.jaw, params.eyes], -1).unflatten(-1, (-1, 3))
         return axis_angle_to_matrix(pose[:, : self.n_joints])
 
+    @exact
     def transforms(self, rotations: Tensor, joints: Tensor) -> Tensor:
         """Skinning transforms (B, J, 3, 4): rest vertex -> posed vertex of a vertex that follows joint j alone,
         before translation.

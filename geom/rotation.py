@@ -19,6 +19,8 @@ import math
 import torch
 from torch import Tensor
 
+from .precision import exact
+
 
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     """Rotation matrices of axis-angle vectors.
@@ -126,6 +128,7 @@ def axis_angle_to_euler(axis_angle: Tensor) -> Tensor:
     return matrix_to_euler(axis_angle_to_matrix(axis_angle))
 
 
+@exact
 def compose(first: Tensor, second: Tensor) -> Tensor:
     """Axis-angle of R(first) R(second), i.e. `second` is applied first; both (..., 3) radians."""
     return matrix_to_axis_angle(axis_angle_to_matrix(first) @ axis_angle_to_matrix(second))

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..geom.precision import exact
 from ..render.warp import sample
 from .keypoints import Motion, gaussian
 from .layers import AntiAlias, Hourglass, corner_grid
@@ -89,7 +90,7 @@ class DenseMotionNetwork(nn.Module):
         deformed = deformed.unflatten(0, (batch, count))  # (B, K + 1, C, h, w)
         features = self.hourglass(torch.cat([heat[:, :, None], deformed], 2).flatten(1, 2))
         mask = self.mask(features).float().softmax(1)
-        deformation = torch.einsum("bkhw,bkhwc->bhwc", mask, motions)
+        deformation = _blend(mask, motions)
         occlusion = None if self.occlusion is None else self.occlusion(features).float().sigmoid()
         return DenseMotion(deformation, occlusion, mask, motions, deformed)
 
@@ -99,6 +100,13 @@ class DenseMotionNetwork(nn.Module):
         return sample(image, dense.deformation, align_corners=self.align_corners)
 
 
+@exact
+def _blend(mask: Tensor, motions: Tensor) -> Tensor:
+    """(B, H, W, 2) sum over k of mask (B, K, H, W) times motions (B, K, H, W, 2)."""
+    return torch.einsum("bkhw,bkhwc->bhwc", mask, motions)
+
+
+@exact
 def sparse_motion(driving: Motion, source: Motion, height: int, width: int) -> Tensor:
     """(B, K + 1, H, W, 2): T_0 = identity, then T_k of the keypoints, for every pixel."""
     grid = corner_grid(height, width, driving.value)

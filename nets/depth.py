@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..geom.precision import exact
 from ..geom.rotation import axis_angle_to_matrix
 from .resnet import ResNet
 
@@ -58,6 +59,7 @@ class CameraMotion:
     intrinsics: Tensor
     """(B, 3, 3) for pixel indices."""
 
+    @exact
     def matrix(self, *, inverse: bool = False) -> Tensor:
         """(B, 4, 4) x -> R x + t of column vectors, or its inverse."""
         rotation = axis_angle_to_matrix(self.axis_angle)
@@ -127,7 +129,7 @@ class DepthDecoder(nn.Module):
             x = F.interpolate(self.decoder[first](x), scale_factor=2)
             x = self.decoder[second](torch.cat([x, maps[level - 1]], 1) if level > 0 else x)
             if level < scales:
-                found.insert(0, self.decoder[10 + level](x).sigmoid())
+                found.insert(0, self.decoder[10 + level](x).float().sigmoid())
         return found
 
 
@@ -152,10 +154,10 @@ class PoseDecoder(nn.Module):
         x = features
         for conv in self.net[:3]:
             x = F.relu(conv(x))
-        motion = 0.01 * self.net[3](x).mean((2, 3))[:, :6]
+        motion = 0.01 * self.net[3](x).float().mean((2, 3))[:, :6]
         size = motion.new_tensor([width, height])
-        focal = F.softplus(self.net[4](x)).mean((2, 3)) * size
-        offset = self.net[5](x)
+        focal = F.softplus(self.net[4](x).float()).mean((2, 3)) * size
+        offset = self.net[5](x).float()
         centre = ((F.softplus(offset) if self.official else offset).mean((2, 3)) + 0.5) * size
         zero, one = torch.zeros_like(focal[:, 0]), torch.ones_like(focal[:, 0])
         rows = [focal[:, 0], zero, centre[:, 0], zero, focal[:, 1], centre[:, 1], zero, zero, one]
@@ -217,6 +219,7 @@ def disparity_to_depth(disparity: Tensor) -> Tensor:
     return 1 / (low + (high - low) * disparity)
 
 
+@exact
 def reproject(image: Tensor, depth: Tensor, intrinsics: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
     """The target frame made from another one.
 

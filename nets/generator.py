@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..geom.precision import exact
 from .dense_motion import DenseMotion, DenseMotionConfig, DenseMotionNetwork, warp_features
 from .keypoints import Motion
 from .layers import SLOPE, ConvNorm, Down, Res, Spade, SpadeResBlock, Up, leaky, moments
@@ -104,10 +105,12 @@ class Attention(nn.Module):
         self.value_conv = nn.Conv2d(channels, channels, 1)
         self.gamma = nn.Parameter(torch.zeros(1))
 
+    @exact  # logits are exponents
     def query(self, guide: Tensor) -> Tensor:
         """(B, C / 8, h, w) from the features that ask."""
         return F.relu(self.query_conv(guide.float()))
 
+    @exact
     def forward(self, query: Tensor, features: Tensor) -> Tensor:
         features = features.float()
         q = query.flatten(2).mT  # (B, N, C / 8)

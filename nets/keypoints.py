@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor, nn
 
+from ..geom.precision import exact
 from .layers import AntiAlias, Hourglass, corner_grid
 
 
@@ -60,6 +61,7 @@ class Motion:
         return Motion(change(self.value), None if self.jacobian is None else change(self.jacobian))
 
 
+@exact
 def normalise(
     motion: Motion,
     first: Motion,
@@ -181,13 +183,18 @@ class KeypointDetector(nn.Module):
     def forward(self, image: Tensor) -> Motion:
         """Keypoints of (B, C, H, W) pictures in [0, 1]."""
         features = self.predictor(self.down(image))
-        logits = self.kp(features)  # (B, K, h, w)
+        maps = None if self.jacobian is None else self.jacobian(features)
+        return self._expected(self.kp(features), maps)
+
+    @exact
+    def _expected(self, logits: Tensor, maps: Tensor | None) -> Motion:
+        """Means over the pixels under the heat of logits (B, K, h, w), of places and of maps (B, 4 K or 4, h, w)."""
         heat = (logits.flatten(2) / self.temperature).softmax(-1)  # (B, K, h w)
         grid = corner_grid(logits.shape[2], logits.shape[3], heat).flatten(0, 1)
         value = heat @ grid
-        if self.jacobian is None:
+        if maps is None:
             return Motion(value)
-        maps = self.jacobian(features).flatten(2).unflatten(1, (-1, 4))  # (B, K or 1, 4, h w)
+        maps = maps.flatten(2).unflatten(1, (-1, 4))  # (B, K or 1, 4, h w)
         if maps.shape[1] == 1:
             jacobian = torch.einsum("bkp,bcp->bkc", heat, maps[:, 0])
         else:

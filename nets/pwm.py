@@ -8,7 +8,7 @@ One-Shot Face Animation", 2022).
     level l:   F_r(l), guidance --SPADE--> S(l) --conv--> D(l)              displacement, where to look in the source
                F_r(l+1) = conv( [warp(F_s(l+1), up D(l)), up S(l)] )
 
-    I_o = conv( F_r(L) ),   I_w = warp(I_s, up D(L-1))
+    I_o = conv( F_r(L) ),   I_w = warp(I_s, up D(L-1))      or, with `blend`, I_o = a I_w + (1 - a) conv( F_r(L) )
 
 Guidance is drawn with the driving head M_d: the displacement V from M_d to the source head M_s, learned codes of the
 vertices, or the mean head's coordinates (NMFC). `Guide` draws it; the network sees only pictures, no head model.
@@ -36,6 +36,8 @@ from ..render.warp import warp
 from .layers import SpadeBlock, SpadeResBlock, conv, fold_spectral_norm, leaky
 
 Kind = Literal["displacement", "neural_codes", "nmfc", "displacement+neural_codes"]
+WARPED = 2.0
+"""Logit of the share of the warped source in a picture of an untrained network with `blend`: most of it, .88."""
 UNSOLVED = ("neck",)
 """Parts of a head that are not drawn: fits do not solve the neck joint, so the motion of neck and bust is not known."""
 
@@ -68,6 +70,9 @@ class PwmConfig:
     """Off in networks whose norm was folded into the weights."""
     residual_displacement: bool = False
     """D(l) = V + prediction, so that an untrained network warps as the mesh moves. Needs a displacement."""
+    blend: bool = False
+    """The network paints where the warped source does not do (ours): I_o = a I_w + (1 - a) P, with a mask a of its own.
+    It need not learn to copy what the source shows."""
     extrapolate: bool = False
     """The displacement that warps and that D(l) is relative to is continued beyond the head, see `extrapolate`. The
     guidance picture keeps zeros there."""
@@ -195,7 +200,9 @@ class Pwm(nn.Module):
         doubled = 2 if config.has_displacement else 1
         self.first = conv(doubled * coarse_first[0], coarse_first[0], spectral=norm)
         self.warps = nn.ModuleList(ProgressiveWarp(config, c, d) for c, d in pairwise(coarse_first))
-        self.last = conv(coarse_first[-1], 3, spectral=norm)
+        self.last = conv(coarse_first[-1], 3 + config.blend, spectral=norm)
+        if config.blend:
+            nn.init.constant_(self.last.bias[3:], WARPED)  # type: ignore[index]
         self.codes: nn.Parameter | None = None
         if config.has_codes:
             self.codes = nn.Parameter(torch.randn(config.vertices, config.code_channels))
@@ -228,8 +235,10 @@ class Pwm(nn.Module):
         for level, (block, shortcut) in enumerate(zip(self.warps, finer, strict=True)):
             base = motions[level] if self.config.residual_displacement else None
             aligned, displacement = block(aligned, shortcut, pictures[level], base)
-        image = torch.sigmoid(self.last(aligned).float())
-        return PwmOutput(image, warp(state.image, displacement), displacement)
+        painted = torch.sigmoid(self.last(aligned).float())
+        warped = warp(state.image, displacement)
+        image = torch.lerp(painted[:, :3], warped, painted[:, 3:]) if self.config.blend else painted
+        return PwmOutput(image, warped, displacement)
 
     def forward(self, image: Tensor, guidance: Guidance, drawn: Tensor | None = None) -> PwmOutput:
         """`encode_source` and `render`."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..geom.camera import Camera
 from ..geom.head import HeadModel, HeadParams
+from ..geom.precision import exact
 from ..geom.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 
 
@@ -61,6 +62,7 @@ class HeadCodes:
     eyelids: Tensor
     """(B, 2) 0 ... 1"""
 
+    @exact
     def params(self, head: HeadModel, camera: Camera, side: int) -> HeadParams:
         """`HeadParams` (B).
 
@@ -91,6 +93,7 @@ def between_eyes(head: HeadModel, params: HeadParams) -> Tensor:
     return head.joints(params)[:, 3:5].mean(1)
 
 
+@exact
 def looking(camera: Camera, side: int) -> Tensor:
     """(B, 3, 3) the shortest rotation from the camera's axis to the ray through the crops' middle."""
     middle = torch.full((len(camera), 1, 2), side / 2).to(camera.focal)
@@ -101,6 +104,7 @@ def looking(camera: Camera, side: int) -> Tensor:
     return axis_angle_to_matrix(axis / sine.clamp_min(1e-9) * angle)
 
 
+@exact
 def orthonormal(columns: Tensor) -> Tensor:
     """(B, 3, 3) rotation matrices of two columns (B, 6)."""
     first, second = columns.unflatten(-1, (2, 3)).unbind(-2)

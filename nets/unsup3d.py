@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..geom.precision import exact
 from ..geom.rotation import axis_angle_to_matrix
 from ..render.interpolate import interpolate
 from ..render.rasterize import rasterize
@@ -197,6 +198,7 @@ class Pinhole:
         """Pixels; the picture is S - 1 wide, from the first to the last pixel's centre."""
         return (self.size - 1) / 2 / math.tan(math.radians(self.fov) / 2)
 
+    @exact
     def points(self, depth: Tensor) -> Tensor:
         """(B, S, S, 3) points of (B, 1, S, S) depth."""
         axis = (torch.arange(self.size, device=depth.device, dtype=depth.dtype) - (self.size - 1) / 2) / self.focal
@@ -207,6 +209,7 @@ class Pinhole:
         """(..., 2) indices of pixels, x and y, of (..., 3) points."""
         return points[..., :2] / points[..., 2:] * self.focal + (self.size - 1) / 2
 
+    @exact
     def normals(self, depth: Tensor) -> Tensor:
         """(B, 3, S, S) unit normals of (B, 1, S, S) depth, z > 0; (0, 0, 1) on the border."""
         p = self.points(depth)
@@ -217,11 +220,13 @@ class Pinhole:
         normals = torch.cat([normals[:, :2], normals[:, 2:] + border], 1)
         return normals / (normals.norm(dim=1, keepdim=True) + 1e-7)
 
+    @exact
     def turn(self, points: Tensor, view: Tensor) -> Tensor:
         """Canonical points (B, ..., 3) to where the view (B, 6) shows them: R (p - c) + c + t."""
         rotation, shift, centre = self._motion(points, view)
         return torch.einsum("bij,b...j->b...i", rotation, points - centre) + centre + shift
 
+    @exact
     def turn_back(self, points: Tensor, view: Tensor) -> Tensor:
         """The inverse of `turn`."""
         rotation, shift, centre = self._motion(points, view)
@@ -262,6 +267,7 @@ class Pinhole:
         return F.avg_pool2d(drawn, 2)
 
 
+@exact
 def view_rotation(view: Tensor) -> Tensor:
     """(B, 3, 3) R = Rz Ry Rx of views (B, 6)."""
     turns = axis_angle_to_matrix(torch.diag_embed(view[:, :3]))
@@ -329,7 +335,7 @@ class Unsup3d(nn.Module):
             raise ValueError(f"Unsup3d: pictures must be (B, 3, {side}, {side}), got {tuple(image.shape)}.")
         x = image * 2 - 1
         free = self.free_depth(self.netD(x))
-        light, view = self.netL(x), self.netV(x)
+        light, view = self.netL(x).float(), self.netV(x).float()
         direction = F.pad(light[:, 2:], (0, 1), value=1.0)
         spans = view.new_tensor(
             [math.radians(config.rotation_range)] * 3 + [config.xy_translation_range] * 2 + [config.z_translation_range]
@@ -338,7 +344,7 @@ class Unsup3d(nn.Module):
         return Factors(
             depth=pin_border(free, config.border_depth),
             free_depth=free,
-            albedo=self.netA(x),
+            albedo=self.netA(x).float(),
             ambient=light[:, :1] / 2 + 0.5,
             diffuse=(light[:, 1:2] + 1) / 2 * (1 - low) + low,
             direction=direction / direction.norm(dim=1, keepdim=True),
@@ -356,6 +362,7 @@ class Unsup3d(nn.Module):
         fine, coarse = self.netC(image * 2 - 1)
         return torch.cat(fine.split(1, 1)), torch.cat(coarse.split(1, 1))
 
+    @exact
     def render(self, factors: Factors) -> Rendered:
         """The pictures that factors make. Change their light or view before to relight or to turn the face."""
         camera, config = self.camera, self.config
@@ -379,6 +386,7 @@ class Unsup3d(nn.Module):
         return drawn[:, :3] + 1 - drawn[:, 3:]
 
 
+@exact
 def depth_of_raw(raw: Tensor, low: float, high: float) -> Tensor:
     """(B, 1, S, S) depth in (low, high) of netD's output: tanh(raw - mean of the picture), rescaled."""
     t = torch.tanh(raw - raw.mean((2, 3), keepdim=True))

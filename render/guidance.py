@@ -12,6 +12,9 @@ passing fewer.
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from .interpolate import interpolate
@@ -77,6 +80,22 @@ def nmfc_codes(template: Tensor) -> Tensor:
     """Normalised mean face coordinates (V, 3): the mean head's vertices (V, 3), each axis stretched to [0, 1]."""
     low, high = template.amin(0), template.amax(0)
     return (template - low) / (high - low)
+
+
+def smooth_codes(template: Tensor, channels: int, *, cycles: float = 12.0) -> Tensor:
+    """Codes (V, channels) for learning to start from, that differ little between neighbours: random waves through the
+    mean head (V, 3) in metres, of mean 0 and variance 1 (random Fourier features, Rahimi and Recht 2007).
+
+    Codes drawn for each vertex by itself are noise in the picture, with a grain of two pixels at 128 x 128, that a
+    network has to learn its way out of first.
+
+    Args:
+        cycles: standard deviation of the waves' frequency along each axis, 1/m.
+    """
+    frequency = torch.randn(3, channels) * cycles
+    phase = torch.rand(channels)
+    waves = (2 * math.pi * (template.cpu().float() @ frequency + phase)).cos() * math.sqrt(2)
+    return waves.to(template.device)
 
 
 def to_pixels(displacement: Tensor) -> Tensor:

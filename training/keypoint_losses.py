@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..geom.precision import exact
 from ..nets.keypoints import Motion
 from ..nets.layers import corner_grid
 
@@ -42,6 +43,7 @@ class RandomTransform:
         self.weights = (torch.randn(batch, side * side) * params.sigma_tps).to(device)
         self.controls = corner_grid(side, side, self.affine).flatten(0, 1)  # (C, 2)
 
+    @exact
     def __call__(self, places: Tensor) -> Tensor:
         """T of (B, N, 2)."""
         r = (places[:, :, None] - self.controls).abs().sum(-1)  # (B, N, C)
@@ -64,6 +66,7 @@ class RandomTransform:
         return F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
 
 
+@exact
 def equivariance(motion: Motion, moved: Motion, transform: RandomTransform) -> tuple[Tensor, Tensor | None]:
     """mean |value - T(value_t)| and mean |I - J^-1 T'(value_t) J_t|; the second is None without local maps.
 

@@ -110,9 +110,10 @@ def test_codes_get_gradients_only_from_pixels_that_show_their_vertices(head):
     assert torch.equal(model.codes.grad.abs().sum(1) > 0, expected)
 
 
+@pytest.mark.parametrize("blend", [False, True])
 @pytest.mark.parametrize("kind", ["neural_codes", "displacement+neural_codes"])
-def test_the_loss_reaches_codes_and_every_weight(head, kind):
-    model = shaken(Pwm(config(kind)))
+def test_the_loss_reaches_codes_and_every_weight(head, kind, blend):
+    model = shaken(Pwm(config(kind, blend=blend)))
     guide = Guide(head, model.config)
     source, driving = pose(guide, turn=-0.2), pose(guide, turn=0.3)
     image = torch.rand(1, 3, *SIZE)
@@ -133,6 +134,22 @@ def test_an_untrained_residual_net_warps_as_the_mesh_moves(head, continued):
     assert guidance.displacement.abs().max() > 0.1
     torch.testing.assert_close(output.displacement, guidance.displacement, rtol=0, atol=1e-6)
     torch.testing.assert_close(output.warped, warp(image, guidance.displacement), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_blend_is_the_warped_source_and_paint_under_a_mask_of_the_network(head):
+    model = shaken(Pwm(config("displacement", blend=True))).fold()
+    guide = Guide(head, model.config)
+    image, guidance = torch.rand(1, 3, *SIZE), guide.driving(pose(guide), pose(guide, turn=0.3))
+
+    def away(logit: float) -> float:
+        model.last.bias.data[3] = logit
+        output = model(image, guidance)
+        return float((output.image - output.warped).abs().mean())
+
+    assert away(20.0) < 1e-5, "nothing but the warped source"
+    assert away(-20.0) > 0.05, "nothing but paint"
+    assert 0 < away(2.0) < away(-20.0)
 
 
 def test_the_displacement_points_from_the_driving_to_the_source_picture(head):

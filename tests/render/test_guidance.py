@@ -5,7 +5,7 @@ import torch
 
 from headwarp.geom.camera import Camera
 from headwarp.render import Fragments, rasterize, warp
-from headwarp.render.guidance import code_image, displacement_map, nmfc_codes, to_pixels
+from headwarp.render.guidance import code_image, displacement_map, nmfc_codes, smooth_codes, to_pixels
 
 SIZE = (96, 128)
 
@@ -73,3 +73,14 @@ def test_given_fragments_are_used_and_checked(heads):
         displacement_map(source, target, faces, (48, 64), fragments=nothing)
     with pytest.raises(ValueError, match="same mesh"):
         displacement_map(source[:, :5], target, faces, SIZE)
+
+
+def test_smooth_codes_differ_little_between_neighbours(head_like):
+    vertices, faces = head_like
+    torch.manual_seed(0)
+    codes = smooth_codes(vertices, 64)
+    assert codes.mean().abs() < 0.1
+    assert 0.8 < codes.var() < 1.2
+    along_edges = (codes[faces[:, 0]] - codes[faces[:, 1]]).square().mean()
+    anywhere = (codes - codes[torch.randperm(len(codes))]).square().mean()
+    assert along_edges < anywhere / 5

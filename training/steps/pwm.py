@@ -21,7 +21,7 @@ from ...nets.discriminators import Judgement, MultiScalePatchGan, PatchGanConfig
 from ...nets.losses import Adversary, PerceptualLoss, critic_loss, feature_matching, fooling_loss
 from ...nets.perceptual import LAST
 from ...nets.pwm import Guide, Posed, Pwm, PwmConfig, PwmOutput, extrapolate
-from ...render.guidance import displacement_map
+from ...render.guidance import displacement_map, smooth_codes
 from ...render.warp import warp
 from ...third_party.backbones import BackboneName, load_backbone
 from ..batch import Batch, View
@@ -86,6 +86,9 @@ class PwmStep(Step):
         self.model = Pwm(settings.model_params)
         self.head = load_head(settings.model_params.head).requires_grad_(False)
         Guide(self.head, settings.model_params)  # refuses codes for another number of vertices
+        if self.model.codes is not None:
+            codes = smooth_codes(self.head.v_template, settings.model_params.code_channels)
+            self.model.codes = nn.Parameter(codes)
         self.perceptual: PerceptualLoss | None = None
         if weights.any("perceptual"):
             params = settings.perceptual_params

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...geom.head import HeadParams, load_head
 from ...geom.landmarks import Embedding
 from ...geom.mirror import Mirror
+from ...geom.precision import exact
 from ...geom.rotation import axis_angle_to_matrix
 from ...nets.regressor import HeadCodes, HeadRegressor, RegressorConfig, between_eyes, looking
 from ..batch import Batch, View
@@ -76,6 +77,7 @@ class RegressorStep(Step):
         weights = self.settings.loss_weights
         return {name: getattr(weights, name) * value for name, value in errors.items()}, None
 
+    @exact
     def errors(self, codes: HeadCodes, crops: View) -> dict[str, Tensor]:
         """(B,) of every term of `RegressorWeights`, in its unit."""
         assert crops.params is not None
