@@ -170,21 +170,34 @@ class SpadeDecoder(nn.Module):
         for block in (self.G_middle_0, self.G_middle_1, self.G_middle_2):
             x = block(x, coarse)
         for block in (self.up_0, self.up_1):
-            x = F.interpolate(x, scale_factor=2)
-            x = block(x, F.interpolate(label, x.shape[2:]))
+            size = [2 * side for side in x.shape[2:]]
+            x = self.doubled(block, x, F.interpolate(label, size))
         return self.conv_img(leaky(x)).float().sigmoid()
+
+    @staticmethod
+    def doubled(block: nn.Module, x: Tensor, guidance: Tensor) -> Tensor:
+        """The block's (B, O, 2 H, 2 W) of a map (B, C, H, W), every pixel of which stands for four."""
+        if isinstance(block, _FoldedSpadeBlock):
+            return block.of_normal(_Normal(x, double=True), None, guidance)
+        result: Tensor = block(F.interpolate(x, scale_factor=2), guidance)
+        return result
 
 
 class _Normal:
-    """`instance_norm` of a map, made where it is needed."""
+    """`instance_norm` of a map, made where it is needed; with `double`, of the map at twice its size."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.pixels = x.permute(0, 2, 3, 1)
+    def __init__(self, x: Tensor, *, double: bool = False) -> None:
+        self.pixels, self.double = x.permute(0, 2, 3, 1), double
         self.mean, self.scale = moments(x)
 
     def rows(self, picture: int, top: int, count: int) -> Tensor:
-        """(count, W, C)"""
-        return (self.pixels[picture, top : top + count] - self.mean[picture]).mul_(self.scale[picture])
+        """(count, W, C); with `double`, top and count are even."""
+        if self.double:
+            top, count = top // 2, count // 2
+        rows = (self.pixels[picture, top : top + count] - self.mean[picture]).mul_(self.scale[picture])
+        if self.double:
+            rows = rows[:, None, :, None].expand(-1, 2, -1, 2, -1).flatten(0, 1).flatten(1, 2)
+        return rows
 
 
 class _FoldedSpade(nn.Module):
@@ -193,7 +206,7 @@ class _FoldedSpade(nn.Module):
 
     def __init__(self, norm: Spade) -> None:
         super().__init__()
-        self.mlp_shared = norm.mlp_shared
+        self.mlp_shared = nn.Sequential(norm.mlp_shared[0], nn.ReLU(inplace=True))
         self.both = joined(_plain(norm.mlp_gamma), _plain(norm.mlp_beta))
         self.channels = _plain(norm.mlp_beta).out_channels
 
@@ -218,7 +231,7 @@ class _FoldedShortcut(nn.Module):
         small.load_state_dict(
             {"weight": torch.einsum("oc,ciyx->oiyx", weight, beta.weight), "bias": weight @ beta.bias}
         )
-        self.mlp_shared = norm.mlp_shared
+        self.mlp_shared = nn.Sequential(norm.mlp_shared[0], nn.ReLU(inplace=True))
         self.both = joined(gamma, small)
         self.weight: Tensor
         self.register_buffer("weight", weight.T.contiguous(), persistent=False)  # (C, O)
@@ -245,8 +258,12 @@ class _FoldedSpadeBlock(nn.Module):
             self.shortcut = _FoldedShortcut(block.norm_s, _plain(block.conv_s))
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        normal = _Normal(x)  # the first norm's and the shortcut's
+        return self.of_normal(_Normal(x), x, guidance)
+
+    def of_normal(self, normal: _Normal, x: Tensor | None, guidance: Tensor) -> Tensor:
+        """Of the map whose normal is the first norm's and the shortcut's; x itself where there is no other shortcut."""
         shortcut = x if self.shortcut is None else self.shortcut(normal, guidance)
+        assert shortcut is not None
         y = self.conv_0(self.norm_0(normal, guidance))
         return self.conv_1(self.norm_1(_Normal(y), guidance)).add_(shortcut)
 

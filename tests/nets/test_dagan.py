@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import pytest
 import torch
@@ -213,8 +214,43 @@ def test_bfloat16_changes_pictures_by_about_a_grey_level(model, dagan_golden):
     assert float((found - dagan_golden.arrays["gen.prediction"]).abs().mean()) < 1 / 255
 
 
-@pytest.mark.parametrize(("channels", "out", "height", "width"), [(5, 7, 8, 12), (3, 20, 4, 64), (4, 4, 6, 8)])
-def test_winograd_is_the_convolution(channels, out, height, width):
+@pytest.mark.parametrize(("channels", "out", "height", "width"), [(8, 16, 8, 12), (24, 40, 4, 64), (8, 8, 6, 8)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_winograd_is_the_convolution(channels, out, height, width, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     conv = torch.nn.Conv2d(channels, out, 3, padding=1)
     x = torch.randn(2, channels, height, width)
-    torch.testing.assert_close(WinogradConv(conv)(x), conv(x), rtol=0, atol=1e-4)
+    try:
+        for image in (x, x.contiguous(memory_format=torch.channels_last)):
+            torch.testing.assert_close(WinogradConv(conv)(image), conv(x), rtol=0, atol=1e-4)
+        assert torch.get_num_threads() == threads
+        late: list[int] = []
+        thread = threading.Thread(target=lambda: late.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert late == [threads], "threads that come later compute with as many"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_winograd_hands_out_rows_as_they_are_made():
+    conv, x = torch.nn.Conv2d(16, 32, 3, padding=1), torch.randn(2, 16, 40, 20)
+    seen = set()
+
+    def finish(rows, picture, top):
+        seen.update((picture, top + k) for k in range(len(rows)))
+        return rows[..., :8] * rows[..., 8:16] + picture
+
+    with torch.inference_mode():
+        found = WinogradConv(conv)(x, finish, 8)
+        plain = conv(x)
+    wanted = plain[:, :8] * plain[:, 8:16] + torch.arange(2.0)[:, None, None, None]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    assert seen == {(picture, row) for picture in range(2) for row in range(40)}
+
+    def broken(rows, picture, top):
+        raise KeyError(picture)
+
+    with torch.inference_mode(), pytest.raises(KeyError):
+        WinogradConv(conv)(x, broken, 8)
