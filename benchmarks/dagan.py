@@ -11,8 +11,6 @@ the attention, in 1e9 (GMAC), that each does per frame; Winograd's convolutions 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from ..nets.fomm import Fomm
 from ..nets.generator import Attention, Generator, SourceState
 from ..nets.inference import optimise
 from ..nets.keypoints import Motion, normalise
-from ..nets.winograd import WinogradConv
+from .products import products
 from .timing import machine, race, write_json
 
 SIDE = 256
@@ -144,38 +142,3 @@ def whole_attention(attention: Attention, query: Tensor, features: Tensor) -> Te
     value = attention.value_conv(features).relu().flatten(2)
     weights = torch.bmm(query.flatten(2).mT, key).softmax(-1)
     return attention.gamma * torch.bmm(value, weights.mT).view_as(features) + features
-
-
-@contextmanager
-def products(model: nn.Module) -> Iterator[list[float]]:
-    """The products of every convolution and attention that is computed in the block."""
-    found: list[float] = []
-
-    def convolution(module: nn.Module, _: Any, result: Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
-        found.append(result.numel() * module.weight[0].numel())
-
-    def winograd(module: nn.Module, _: Any, result: Tensor) -> None:
-        assert isinstance(module.conv, nn.Conv2d)
-        found.append(result[:, 0].numel() * module.conv.weight.numel())
-
-    def attending(module: nn.Module, _: Any, result: Tensor) -> None:
-        batch, channels, height, width = result.shape
-        found.append(batch * (height * width) ** 2 * (channels + channels // 8))
-
-    hooks = []
-    inner = {id(module.conv) for module in model.modules() if isinstance(module, WinogradConv)}
-    for module in model.modules():
-        if id(module) in inner:
-            continue
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(convolution))
-        elif isinstance(module, WinogradConv):
-            hooks.append(module.register_forward_hook(winograd))
-        elif isinstance(module, Attention):
-            hooks.append(module.register_forward_hook(attending))
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -36,6 +36,7 @@ from ..geom.camera import Camera
 from ..geom.head import HeadParams, load_head
 from ..media.image import save_image
 from ..media.sheet import contact_sheet
+from ..nets.inference import optimise
 from ..nets.model_file import load_model
 from ..nets.pwm import Guide, Pwm
 from ..training.batch import Batch
@@ -46,6 +47,7 @@ from ..training.data.frames import FrameStore
 from ..training.data.moments import split_frames
 from ..training.engine import train
 from ..training.steps.pwm import PwmStep, psnr
+from .products import products
 from .timing import machine, race, write_json
 
 CLIP = "talk_3.mp4"
@@ -61,7 +63,7 @@ ROWS = (
     ("I_o", "psnr", "psnr_face"),
 )
 KINDS = {
-    "convolutions": ("conv", "thnn"),
+    "products of convolutions": ("conv", "bmm"),
     "norms, activations": (
         "var_mean",
         "addcmul",
@@ -96,7 +98,8 @@ def main(*, real: Path | None = None, output: Path | None = None) -> dict[str, A
 def speed(name: str = "pwm_256_s") -> dict[str, Any]:
     """Milliseconds of the parts of a frame."""
     torch.manual_seed(0)
-    model = Pwm(read_config(name).settings.model_params).eval().fold()
+    plain = Pwm(read_config(name).settings.model_params)
+    model = optimise(plain)  # as the verbs use it
     head = load_head(model.config.head)
     guide = Guide(head, model.config)
     size = (model.config.size,) * 2
@@ -109,9 +112,9 @@ def speed(name: str = "pwm_256_s") -> dict[str, Any]:
         drawn = guide.source(source, model.codes)
         state = model.encode_source(image, drawn)
         guidance = guide.driving(source, driving, model.codes)
-        total = _count(model)
-        model.render(state, guidance)
-        gmac = total[0] / 1e9
+        with products(model) as found:
+            model.render(state, guidance)
+        gmac = sum(found) / 1e9
         timings = race(
             {
                 "pose": lambda: guide.pose(turned, camera, size),
@@ -122,7 +125,7 @@ def speed(name: str = "pwm_256_s") -> dict[str, Any]:
         )
         shares = _shares(lambda: model.render(state, guidance))
     frame = sum(timings[part].median for part in ("pose", "guidance", "decoder"))
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    millions = sum(p.numel() for p in plain.parameters()) / 1e6
     print(f"{name}: {millions:.1f} M parameters, {gmac:.1f} GMAC a frame, {torch.get_num_threads()} threads")
     for part, timing in timings.items():
         print(f"  {part:20s}{timing!s:>18s} ms, processor {timing.processor:.1f} ms")
@@ -201,21 +204,9 @@ def _print(kind: str, count: int, means: dict[str, float]) -> None:
     print(f"  I_o over geometry {over['geometry']:+.2f}, over continued {over['continued']:+.2f}\n")
 
 
-def _count(model: nn.Module) -> list[int]:
-    """Multiply-adds of the convolutions from now on, in a list of one."""
-    total = [0]
-
-    def add(layer: nn.Conv2d, _: object, out: Tensor) -> None:
-        total[0] += out.numel() * layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
-
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(add)
-    return total
-
-
 def _shares(work: Any, runs: int = 5) -> dict[str, float]:
-    """Shares of the time of `work` by kind. What no operator of torch accounts for is the warps (numba) and calls."""
+    """Shares of the time of `work` by kind. What no operator of torch accounts for is the loops of
+    numba (warps, Winograd's transforms) and calls."""
     with profile(activities=[ProfilerActivity.CPU]) as record, torch.profiler.record_function("all"):
         for _ in range(runs):
             work()
@@ -226,7 +217,7 @@ def _shares(work: Any, runs: int = 5) -> dict[str, float]:
         kind = next((kind for kind, names in KINDS.items() if any(name in key for name in names)), None)
         if kind is not None:
             shares[kind] += event.self_cpu_time_total / total
-    return {**shares, "warps, calls": 1 - sum(shares.values())}
+    return {**shares, "warps, transforms, calls": 1 - sum(shares.values())}
 
 
 def _bytes(picture: Tensor) -> np.ndarray:

@@ -35,6 +35,10 @@ _FLOATS = 6_000_000
 """Numbers of the transformed results at a time, of all lanes, so that they stay in the cache."""
 MOST_LANES = 4
 """Beyond these, products are shared between threads: strips would become too thin for fast ones."""
+_TILES = 64
+"""Least tiles of a strip. Of fewer, products are slow, as each strip reads all of the weights."""
+_PRODUCTS = 100_000_000
+"""Least products of a strip, some two milliseconds; handing it to another thread costs a tenth of one."""
 _SKEW = 48
 """Numbers between the 36 planes of a strip: planes that lie a power of two apart share the places of the cache."""
 
@@ -79,7 +83,9 @@ class WinogradConv(nn.Module):
         pixels = x.detach().contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).reshape(batch, -1).numpy()
         bias = np.zeros(out, np.float32) if self.conv.bias is None else self.conv.bias.detach().numpy()
         lanes = _the_lanes()
-        rows = min(-(-down // lanes.count), max(1, _FLOATS // (36 * across * max(out, channels) * lanes.count)))
+        most = _FLOATS // (36 * across * max(out, channels) * lanes.count)
+        least = max(_TILES, _PRODUCTS // (36 * channels * out))
+        rows = min(down, max(min(most, -(-down // lanes.count)), -(-least // across)))
         # The same memory for every strip: fresh pages cost as much as the arithmetic.
         sizes = 36 * (rows * across * channels + _SKEW), 36 * (rows * across * out + _SKEW), 16 * rows * across * out
         spare = deque([x.new_empty(size) for size in sizes] for _ in range(lanes.count))
@@ -120,7 +126,10 @@ class _Lanes:
         torch.set_num_threads(threads)  # what threads that are yet to come begin with, and the lanes have changed
 
     def run(self, work: Callable[[int, int], None], pieces: list[tuple[int, int]]) -> None:
-        """Calls `work(*piece)` for every piece; the first error is raised."""
+        """Calls `work(*piece)` for every piece; the first error is raised. One alone shares its products instead."""
+        if len(pieces) == 1:
+            work(*pieces[0])
+            return
         inference = torch.is_inference_mode_enabled()
 
         def one(piece: tuple[int, int]) -> None:

@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 
+from headwarp.nets import winograd
 from headwarp.nets.config import build
 from headwarp.nets.dagan import DaGan, DaGanConfig
 from headwarp.nets.depth import DepthConfig
@@ -216,7 +217,9 @@ def test_bfloat16_changes_pictures_by_about_a_grey_level(model, dagan_golden):
 
 @pytest.mark.parametrize(("channels", "out", "height", "width"), [(8, 16, 8, 12), (24, 40, 4, 64), (8, 8, 6, 8)])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_winograd_is_the_convolution(channels, out, height, width, threads):
+def test_winograd_is_the_convolution(channels, out, height, width, threads, monkeypatch):
+    monkeypatch.setattr(winograd, "_TILES", 1)  # several strips of pictures as small as these
+    monkeypatch.setattr(winograd, "_PRODUCTS", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     conv = torch.nn.Conv2d(channels, out, 3, padding=1)
@@ -234,8 +237,10 @@ def test_winograd_is_the_convolution(channels, out, height, width, threads):
         torch.set_num_threads(before)
 
 
-def test_winograd_hands_out_rows_as_they_are_made():
+def test_winograd_hands_out_rows_as_they_are_made(monkeypatch):
     conv, x = torch.nn.Conv2d(16, 32, 3, padding=1), torch.randn(2, 16, 40, 20)
+    monkeypatch.setattr(winograd, "_TILES", 1)  # several strips of a picture as small as this
+    monkeypatch.setattr(winograd, "_PRODUCTS", 1)
     seen = set()
 
     def finish(rows, picture, top):
