@@ -1,7 +1,8 @@
 """Networks as renderers: they work at their own size, and the photo keeps its detail at the photo's.
 
 crop at the network's size --PWM--> I_o, displacement D --+
-crop at the photo's size   --warp by D, high-pass--> detail, where I_w agrees with I_o --+--> picture
+what PWM loses of the crop when nothing moves, warped by D --+
+crop at the photo's size --warp by D, high-pass--> detail --+--> picture       both where I_w agrees with I_o
 
 crop at the photo's size --geometric--> G --reduced, refiner--> change --enlarged--+ G --> picture
 """
@@ -39,6 +40,8 @@ class PwmState:
     """The source head in the crop."""
     camera: Camera
     """Of the crop at the network's size."""
+    lost: Tensor
+    """(1, 3, H, W) what the crop has and the network's picture of the unmoved head has not."""
     photo: Tensor
     """(1, 3, h, w) the crop at the photo's own resolution, in [0, 1]."""
 
@@ -73,7 +76,8 @@ class PwmRenderer:
         camera = source.camera.crop((self.size[1] / work.shape[3], 0.0, 0.0))
         posed = self.guide.pose(source.params, camera, self.size)
         network = self.model.encode_source(image, self.guide.source(posed, self.model.codes))
-        return PwmState(network, posed, camera, photo)
+        still = self.model.render(network, self.guide.driving(posed, posed, self.model.codes))
+        return PwmState(network, posed, camera, image - still.image, photo)
 
     @torch.no_grad()
     def render(self, state: PwmState, target: HeadParams) -> Moved:
@@ -81,6 +85,7 @@ class PwmRenderer:
         made = self.model.render(state.network, self.guide.driving(state.posed, driving, self.model.codes))
         image = made.image
         if state.photo.shape[-2:] != image.shape[-2:]:
+            image = image + agreement(image, made.warped) * warp(state.lost, made.displacement)
             image = with_detail(image, made.warped, made.displacement, state.photo)
         fade = border(image.shape[-2:])
         image = state.photo + fade * (image - state.photo)
@@ -160,9 +165,14 @@ def with_detail(image: Tensor, warped: Tensor, displacement: Tensor, photo: Tens
     sharp = warp(photo, displacement)
     # What I_w lacks of the warped photo is what the network never saw.
     detail = sharp - enlarge(F.interpolate(sharp, small, mode="bilinear", align_corners=False, antialias=True))
-    away = F.avg_pool2d((image - warped).abs().mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
-    trust = F.interpolate(torch.exp(-away / TOLERANCE), size, mode="bilinear", align_corners=False)
+    trust = F.interpolate(agreement(image, warped), size, mode="bilinear", align_corners=False)
     return (enlarge(image) + trust * detail).clamp(0, 1)
+
+
+def agreement(image: Tensor, warped: Tensor) -> Tensor:
+    """(B, 1, h, w) in [0, 1]: where a network's picture (B, 3, h, w) shows what it moved there."""
+    away = F.avg_pool2d((image - warped).abs().mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
+    return torch.exp(-away / TOLERANCE)
 
 
 def border(size: torch.Size | tuple[int, ...]) -> Tensor:
