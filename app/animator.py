@@ -66,7 +66,7 @@ class Stage:
         head: the head model.
         size: pixels of the square that the motion is computed in.
         crop: False: whole pictures move, not squares around the face.
-        model: geometric, refined, or a model file.
+        model: geometric, refined, pwm, or a model file.
     """
 
     def __init__(self, head: HeadModel, *, size: int = 512, crop: bool = True, model: str = GEOMETRIC) -> None:
@@ -133,7 +133,7 @@ class Animator:
         crop: find the face and move a square around it; False: the whole picture is that square already.
         size: pixels of the square that the motion is computed in; the result has the picture's own resolution.
         max_side: larger files are reduced to this longer side.
-        model: what moves it: geometric, refined, or the file of a model that is driven by a head (pwm, refiner).
+        model: what moves it: geometric, refined, pwm, or the file of a model that is driven by a head.
     Attributes:
         problems: sentences about what the user may want to know, such as that there are several faces.
     Raises:

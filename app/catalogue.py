@@ -75,6 +75,12 @@ SHIPPED = (
         "Apache-2.0",
     ),
     Shipped(
+        "pwm.safetensors",
+        SHIPPED_MODELS["pwm.safetensors"],
+        "--model pwm: makes the picture of a moved head",
+        "Apache-2.0",
+    ),
+    Shipped(
         "face_landmarker.task",
         "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
         "faces, landmarks, irises, ARKit units",

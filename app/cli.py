@@ -120,7 +120,7 @@ class _Still:
     """A picture: .png, .jpg, .webp, .bmp or .tif."""
     model: str = "geometric"
     """What moves the portrait: geometric (no learned weights), refined (the same, and a small network of the package
-    improves it), or the file of a pwm or refiner model."""
+    improves it), pwm (a network of the package makes the picture), or the file of a pwm or refiner model."""
     crop_only: bool = False
     """Write the face crop instead of the whole picture."""
     no_crop: bool = False

@@ -40,8 +40,8 @@ class Export:
     and example.py.
     """
 
-    model: Path
-    """The model file: pwm, fomm, dagan or g3fa."""
+    model: str
+    """pwm, or a model file: pwm, fomm, dagan or g3fa."""
     output: Annotated[Path, arg(aliases=["-o"])]
     """Folder to write."""
     size: int | None = None
@@ -52,10 +52,12 @@ class Export:
     def run(self) -> None:
         from ..media.errors import InputError
         from ..nets.model_file import load_model, read_header
+        from .models import model_file
 
         try:
-            header = read_header(self.model)
-            network = load_model(self.model)
+            file = model_file(self.model)
+            header = read_header(file)
+            network = load_model(file)
         except (FileNotFoundError, ValueError) as error:
             raise InputError(str(error)) from None
         written = export_model(

@@ -1,4 +1,4 @@
-"""Which model moves a portrait: the geometric animator, alone or refined by a network, or the file of a learned one."""
+"""Which model moves a portrait: the geometric animator, a learned model of the package, or the file of one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from ..nets.inference import optimise
 from ..nets.model_file import ASSETS, load_model, read_header
 from ..render.geometric import GeometricRenderer, Observation
 
-GEOMETRIC, REFINED = "geometric", "refined"
-"""Names that are no files."""
-REFINER = "refiner.safetensors"
-"""The network behind refined; it comes with the package."""
+GEOMETRIC = "geometric"
+PACKAGED = {"refined": "refiner.safetensors", "pwm": "pwm.safetensors"}
+"""Learned models that come with the package: name -> file."""
+NAMES = (GEOMETRIC, *PACKAGED)
+"""What is no file."""
 HEAD_METHODS = ("pwm", "refiner")
 """Methods that are driven by head parameters: they also edit."""
 KEYPOINT_METHODS = ("fomm", "dagan", "g3fa", "ostnet")
@@ -59,8 +60,8 @@ def open_model(name: str) -> nn.Module | None:
 
 
 def model_file(name: str) -> str:
-    """The file of a model: `refined` is one of the package's."""
-    return str(ASSETS / REFINER) if name == REFINED else name
+    """The file of a model, which may be one of the package's."""
+    return str(ASSETS / PACKAGED[name]) if name in PACKAGED else name
 
 
 def is_keypoint_model(model: nn.Module | None) -> bool:
@@ -80,7 +81,7 @@ def make_renderer(name: str, head: HeadModel) -> Renderer:
     if is_keypoint_model(model):
         raise InputError(
             f"{name} is a keypoint model: it copies motion from a video and knows no pose or expression to set. "
-            "--model geometric, refined, or a pwm model, does this."
+            "--model geometric, refined or pwm does this."
         )
     from ..nets.pwm import Pwm
     from ..nets.refiner import Refiner

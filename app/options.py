@@ -13,8 +13,8 @@ class AnimateOptions:
 
     model: str = "geometric"
     """What moves the portrait: geometric (no learned weights), refined (the same, and a small network of the package
-    improves it), or a model file: pwm, refiner, or a keypoint model (fomm, dagan, g3fa, ostnet) that `headwarp convert`
-    or `headwarp train` made."""
+    improves it), pwm (a network of the package makes the picture), or a model file: pwm, refiner, or a keypoint model
+    (fomm, dagan, g3fa, ostnet) that `headwarp convert` or `headwarp train` made."""
     motion: Literal["relative", "absolute"] = "relative"
     """relative: the source's own pose and expression are the neutral, the driver's first face is its rest.
     absolute: take the driver's pose and expression as they are."""

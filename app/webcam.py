@@ -61,7 +61,7 @@ class Webcam:
     input: Path | None = None
     """A video in place of the camera, at its own speed."""
     model: str = "geometric"
-    """What moves the portrait: geometric (no learned weights), refined (slower), or a model file."""
+    """What moves the portrait: geometric (no learned weights), refined or pwm (slower), or a model file."""
     size: int = 256
     """Pixels of the square that the motion is computed in, 128 to 1024; smaller is faster."""
     max_side: int = 720

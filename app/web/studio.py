@@ -25,7 +25,7 @@ import cv2
 from ...media.errors import InputError
 from ...nets.model_file import read_header
 from ..animator import Animator, Picture
-from ..models import GEOMETRIC, HEAD_METHODS, KEYPOINT_METHODS, REFINED
+from ..models import GEOMETRIC, HEAD_METHODS, KEYPOINT_METHODS, NAMES
 
 MAX_PICTURE = 64 * 2**20
 """Bytes of an uploaded portrait."""
@@ -139,9 +139,9 @@ class Studio:
         return file
 
     def model_names(self, *, edit: bool) -> list[str]:
-        """The models that may be chosen: geometric, refined, and the fitting files of the models folder."""
+        """The models that may be chosen: those of the package, and the fitting files of the models folder."""
         methods = HEAD_METHODS if edit else (*HEAD_METHODS, *KEYPOINT_METHODS)
-        names = [GEOMETRIC, REFINED]
+        names = [*NAMES]
         for path in sorted(self.models.rglob("*.safetensors")) if self.models else []:
             try:
                 if read_header(path).method in methods:
@@ -152,7 +152,7 @@ class Studio:
 
     def model(self, name: str) -> str:
         """The path of a model by the name that `model_names` gives it."""
-        if name in (GEOMETRIC, REFINED):
+        if name in NAMES:
             return name
         if self.models is None or name not in self.model_names(edit=False):
             raise InputError(f"There is no model '{name[:80]}' in the models folder; choose one of the list.")

@@ -100,6 +100,18 @@ def test_the_refiner_mends_what_moves_and_leaves_the_rest(portrait: Path):
     assert change[max(top, 0)].max() <= 2  # it fades at the square's border
 
 
+def test_the_pwm_of_the_package_turns_a_head_and_leaves_a_still_one_as_it_is(portrait: Path):
+    animator = Animator(portrait, model="pwm", size=256)
+    photo = load_image(portrait).astype(int)
+    still = np.abs(animator.render(animator.portrait.params).astype(int) - photo)
+    assert still.mean() < 0.5  # grey levels
+    turned = animator.edit(yaw=15).astype(int)
+    assert np.abs(turned - photo).mean() > 4 * still.mean() + 1
+    geometric = Animator(portrait, size=256).edit(yaw=15).astype(int)
+    # A picture of the same turned head: nearer to the geometric animator's than the photo is.
+    assert np.abs(turned - geometric).mean() < 0.8 * np.abs(photo - geometric).mean()
+
+
 def test_the_refiner_knows_one_head(head_of_another_name: HeadModel):
     with pytest.raises(InputError, match="trained on the head 'open' and knows nothing of 'another'"):
         make_renderer("refined", head_of_another_name)
