@@ -4,6 +4,8 @@ crop at the network's size --PWM--> I_o, displacement D --+
 what PWM loses of the crop when nothing moves, warped by D --+
 crop at the photo's size --warp by D, high-pass--> detail --+--> picture       both where I_w agrees with I_o
 
+What D is when nothing moves is taken off first, so that an unmoved head is the photo.
+
 crop at the photo's size --geometric--> G --reduced, refiner--> change --enlarged--+ G --> picture
 """
 
@@ -42,6 +44,8 @@ class PwmState:
     """Of the crop at the network's size."""
     lost: Tensor
     """(1, 3, H, W) what the crop has and the network's picture of the unmoved head has not."""
+    rest: Tensor
+    """(1, 2, H / 2, W / 2) NDC, the displacement that the network gives the unmoved head: nothing but its error."""
     photo: Tensor
     """(1, 3, h, w) the crop at the photo's own resolution, in [0, 1]."""
 
@@ -77,7 +81,7 @@ class PwmRenderer:
         posed = self.guide.pose(source.params, camera, self.size)
         network = self.model.encode_source(image, self.guide.source(posed, self.model.codes))
         still = self.model.render(network, self.guide.driving(posed, posed, self.model.codes))
-        return PwmState(network, posed, camera, image - still.image, photo)
+        return PwmState(network, posed, camera, image - still.image, still.displacement, photo)
 
     @torch.no_grad()
     def render(self, state: PwmState, target: HeadParams) -> Moved:
@@ -85,8 +89,11 @@ class PwmRenderer:
         made = self.model.render(state.network, self.guide.driving(state.posed, driving, self.model.codes))
         image = made.image
         if state.photo.shape[-2:] != image.shape[-2:]:
-            image = image + agreement(image, made.warped) * warp(state.lost, made.displacement)
-            image = with_detail(image, made.warped, made.displacement, state.photo)
+            motion = made.displacement - warp(state.rest, made.displacement)
+            warped = warp(state.network.image, motion)
+            whole = image + warp(state.lost, motion)
+            image = torch.lerp(image, whole, agreement(whole, warped))
+            image = with_detail(image, warped, motion, state.photo)
         fade = border(image.shape[-2:])
         image = state.photo + fade * (image - state.photo)
         pixels = (image[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8)
