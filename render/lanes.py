@@ -1,7 +1,8 @@
-"""Eight numbers as one value inside numba kernels, so that loops over channels and pixels become vector instructions.
+"""Eight numbers (or sixteen) as one value in numba kernels, so that loops over channels become vector instructions.
 
 LLVM's own vectoriser wants longer loops than ours (a triangle is five pixels wide, a code has 16 channels) and takes
 its time. Here the width is fixed, and LLVM only maps it to what the machine has: one AVX register, two of SSE or NEON.
+`load_wide` takes twice as many: half the instructions where registers are that wide (AVX-512), the same where not.
 
     total = load(a, i) * w0 + load(a, j) * w1       # 8 entries each, from flat positions i and j on
     store(out, p, total)
@@ -29,6 +30,7 @@ from numba.core.typing.templates import signature as typed
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 WIDTH = 8
+WIDE = 16
 
 
 def kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -69,31 +71,31 @@ _ELEMENTS = {
 
 
 class Lanes(types.Type):
-    """Numba's type of WIDTH numbers of one kind."""
+    """Numba's type of WIDTH numbers of one kind, or of another count."""
 
-    def __init__(self, dtype: types.Type) -> None:
-        super().__init__(f"Lanes({dtype})")
-        self.dtype = dtype
+    def __init__(self, dtype: types.Type, width: int = WIDTH) -> None:
+        super().__init__(f"Lanes({dtype}, {width})")
+        self.dtype, self.width = dtype, width
 
 
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Lanes) -> None:
-        super().__init__(manager, kind, _vector(_ELEMENTS[kind.dtype]))
+        super().__init__(manager, kind, _vector(_ELEMENTS[kind.dtype], kind.width))
 
 
-def _vector(element: Any) -> ir.VectorType:
-    return ir.VectorType(element, WIDTH)
+def _vector(element: Any, width: int = WIDTH) -> ir.VectorType:
+    return ir.VectorType(element, width)
 
 
-def _constant(element: Any, value: float) -> ir.Constant:
-    return ir.Constant(_vector(element), [value] * WIDTH)
+def _constant(element: Any, value: float, width: int = WIDTH) -> ir.Constant:
+    return ir.Constant(_vector(element, width), [value] * width)
 
 
-def _splat(builder: Any, value: Any) -> Any:
-    undefined = ir.Constant(_vector(value.type), ir.Undefined)
+def _splat(builder: Any, value: Any, width: int = WIDTH) -> Any:
+    undefined = ir.Constant(_vector(value.type, width), ir.Undefined)
     return builder.shuffle_vector(
-        builder.insert_element(undefined, value, ir.Constant(_I32, 0)), undefined, _constant(_I32, 0)
+        builder.insert_element(undefined, value, ir.Constant(_I32, 0)), undefined, _constant(_I32, 0, width)
     )
 
 
@@ -107,20 +109,30 @@ def _wide(dtype: types.Type) -> types.Type:
     return types.float32 if dtype in (types.uint16, types.int16) else dtype
 
 
-@intrinsic
-def load(typingctx, array, at):  # type: ignore[no-untyped-def]
-    """Entries at, at + 1, ... of an array."""
+def _load(array: types.Array, width: int) -> tuple[Any, Callable[..., Any]]:
     dtype = array.dtype
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        place = _pointer(context, builder, array, *args, _vector(_ELEMENTS[dtype]))
+        place = _pointer(context, builder, array, *args, _vector(_ELEMENTS[dtype], width))
         value = builder.load(place, align=dtype.bitwidth // 8)
         if dtype == types.uint16:
-            shifted = builder.shl(builder.zext(value, _vector(_I32)), _constant(_I32, 16))
-            return builder.bitcast(shifted, _vector(_F32))
-        return builder.fpext(value, _vector(_F32)) if dtype == types.int16 else value
+            shifted = builder.shl(builder.zext(value, _vector(_I32, width)), _constant(_I32, 16, width))
+            return builder.bitcast(shifted, _vector(_F32, width))
+        return builder.fpext(value, _vector(_F32, width)) if dtype == types.int16 else value
 
-    return Lanes(_wide(dtype))(array, types.intp), codegen
+    return Lanes(_wide(dtype), width)(array, types.intp), codegen
+
+
+@intrinsic
+def load(typingctx, array, at):  # type: ignore[no-untyped-def]
+    """Entries at, at + 1, ... of an array, WIDTH of them."""
+    return _load(array, WIDTH)
+
+
+@intrinsic
+def load_wide(typingctx, array, at):  # type: ignore[no-untyped-def]
+    """Entries at, at + 1, ... of an array, WIDE of them."""
+    return _load(array, WIDE)
 
 
 @intrinsic
@@ -129,16 +141,16 @@ def store(typingctx, array, at, value):  # type: ignore[no-untyped-def]
     dtype = array.dtype
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        lanes = args[2]
+        lanes, width = args[2], value.width
         if dtype == types.uint16:
-            bits = builder.bitcast(lanes, _vector(_I32))
-            odd = builder.and_(builder.lshr(bits, _constant(_I32, 16)), _constant(_I32, 1))
-            rounded = builder.add(bits, builder.add(odd, _constant(_I32, 0x7FFF)))
-            quiet = builder.or_(bits, _constant(_I32, 0x400000))  # NaN must not round to infinity
+            bits = builder.bitcast(lanes, _vector(_I32, width))
+            odd = builder.and_(builder.lshr(bits, _constant(_I32, 16, width)), _constant(_I32, 1, width))
+            rounded = builder.add(bits, builder.add(odd, _constant(_I32, 0x7FFF, width)))
+            quiet = builder.or_(bits, _constant(_I32, 0x400000, width))  # NaN must not round to infinity
             bits = builder.select(builder.fcmp_unordered("uno", lanes, lanes), quiet, rounded)
-            lanes = builder.trunc(builder.lshr(bits, _constant(_I32, 16)), _vector(_I16))
+            lanes = builder.trunc(builder.lshr(bits, _constant(_I32, 16, width)), _vector(_I16, width))
         elif dtype == types.int16:
-            lanes = builder.fptrunc(lanes, _vector(ir.HalfType()))
+            lanes = builder.fptrunc(lanes, _vector(ir.HalfType(), width))
         place = _pointer(context, builder, array, *args[:2], lanes.type)
         builder.store(lanes, place, align=dtype.bitwidth // 8)
         return context.get_dummy_value()
@@ -191,6 +203,16 @@ def splat(typingctx, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def splat_wide(typingctx, value):  # type: ignore[no-untyped-def]
+    """The same scalar in WIDE lanes."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return _splat(builder, args[0], WIDE)
+
+    return Lanes(value, WIDE)(value), codegen
+
+
+@intrinsic
 def select(typingctx, mask, this, other):  # type: ignore[no-untyped-def]
     """Lane by lane, `this` where the mask holds."""
 
@@ -236,9 +258,9 @@ def add_product(typingctx, value, factor, scalar):  # type: ignore[no-untyped-de
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         kind = args[0].type
-        name = f"llvm.fmuladd.v{WIDTH}f32"
+        name = f"llvm.fmuladd.v{value.width}f32"
         fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
-        other = args[2] if isinstance(scalar, Lanes) else _splat(builder, args[2])
+        other = args[2] if isinstance(scalar, Lanes) else _splat(builder, args[2], value.width)
         return builder.call(fma, [args[1], other, args[0]])
 
     return value(value, factor, scalar), codegen
@@ -246,11 +268,11 @@ def add_product(typingctx, value, factor, scalar):  # type: ignore[no-untyped-de
 
 @intrinsic
 def total(typingctx, value):  # type: ignore[no-untyped-def]
-    """Sum of float lanes: ((0+4) + (2+6)) + ((1+5) + (3+7))."""
+    """Sum of float lanes, the upper half added to the lower again and again: ((0+4) + (2+6)) + ((1+5) + (3+7))."""
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         (vector,) = args
-        width = WIDTH
+        width = value.width
         while width > 1:
             width //= 2
             kind = ir.VectorType(_I32, width)
@@ -300,11 +322,15 @@ def _define(symbol: Callable[..., Any], floats: str, integers: str, comparison: 
             lanes = next((x for x in args if isinstance(x, Lanes)), None)
             if lanes is None or any(getattr(x, "dtype", x) != lanes.dtype for x in args):
                 return None
-            return typed(Lanes(types.boolean) if comparison else lanes, *args)
+            if any(isinstance(x, Lanes) and x.width != lanes.width for x in args):
+                return None
+            return typed(Lanes(types.boolean, lanes.width) if comparison else lanes, *args)
 
     def lower(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
-        both = [x if isinstance(of, Lanes) else _splat(builder, x) for x, of in zip(args, sig.args, strict=True)]
         kind = next(x for x in sig.args if isinstance(x, Lanes))
+        both = [
+            x if isinstance(of, Lanes) else _splat(builder, x, kind.width) for x, of in zip(args, sig.args, strict=True)
+        ]
         emit = getattr(builder, floats if isinstance(kind.dtype, types.Float) else integers)
         return emit(comparison, *both) if comparison else emit(*both)
 

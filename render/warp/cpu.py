@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .. import threads as _threads
 from ..lanes import (
+    WIDE,
     WIDTH,
     add_product,
     copy,
@@ -21,11 +22,13 @@ from ..lanes import (
     kernel,
     least,
     load,
+    load_wide,
     most,
     put,
     ramp,
     select,
     splat,
+    splat_wide,
     store,
     total,
     truncate,
@@ -295,7 +298,12 @@ def _warp(  # type: ignore[no-untyped-def]
             wa, wb = get(weights, column), get(weights, n + column)
             wc, wd = get(weights, 2 * n + column), get(weights, 3 * n + column)
             if channels >= WIDTH:
-                for block in range(0, channels, WIDTH):
+                whole = channels - channels % WIDE
+                for k in range(0, whole, WIDE):
+                    wide = add_product(load_wide(features, a + k) * wa, load_wide(features, b + k), wb)
+                    wide = add_product(wide, load_wide(features, c + k), wc)
+                    store(image, at + k, add_product(wide, load_wide(features, d + k), wd))
+                for block in range(whole, channels, WIDTH):
                     k = least(block, channels - WIDTH)
                     value = add_product(load(features, a + k) * wa, load(features, b + k), wb)
                     value = add_product(value, load(features, c + k), wc)
@@ -361,8 +369,27 @@ def _backward(  # type: ignore[no-untyped-def]
             wc, wd = get(weights, 2 * n + column), get(weights, 3 * n + column)
             ga, gb, gc, gd = _ZERO, _ZERO, _ZERO, _ZERO
             if channels >= WIDTH:
+                whole = channels - channels % WIDE
+                if whole:
+                    xa, xb, xc, xd = splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO)
+                    for k in range(0, whole, WIDE):
+                        wide = load_wide(grad, at + k)
+                        xa = add_product(xa, wide, load_wide(features, a + k))
+                        xb = add_product(xb, wide, load_wide(features, b + k))
+                        xc = add_product(xc, wide, load_wide(features, c + k))
+                        xd = add_product(xd, wide, load_wide(features, d + k))
+                        # Loads before stores, as below.
+                        va = add_product(load_wide(d_features, upper + k), wide, wa)
+                        vb = add_product(load_wide(d_features, upper + across + k), wide, wb)
+                        vc = add_product(load_wide(d_features, lower + k), wide, wc)
+                        vd = add_product(load_wide(d_features, lower + across + k), wide, wd)
+                        store(d_features, lower + across + k, vd)
+                        store(d_features, lower + k, vc)
+                        store(d_features, upper + across + k, vb)
+                        store(d_features, upper + k, va)
+                    ga, gb, gc, gd = total(xa), total(xb), total(xc), total(xd)
                 la, lb, lc, ld = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
-                for block in range(0, channels, WIDTH):
+                for block in range(whole, channels, WIDTH):
                     k = least(block, channels - WIDTH)
                     g = load(grad, at + k)
                     if k < block:  # the last lanes again: those that were taken already add nothing
@@ -382,7 +409,7 @@ def _backward(  # type: ignore[no-untyped-def]
                     store(d_features, lower + k, nc)
                     store(d_features, upper + across + k, nb)
                     store(d_features, upper + k, na)
-                ga, gb, gc, gd = total(la), total(lb), total(lc), total(ld)
+                ga, gb, gc, gd = ga + total(la), gb + total(lb), gc + total(lc), gd + total(ld)
             else:
                 for k in range(channels):
                     g = get(grad, at + k)
