@@ -1,17 +1,19 @@
-"""Eight numbers (or sixteen) as one value in numba kernels, so that loops over channels become vector instructions.
+"""Eight numbers (or more) as one value in numba kernels, so that loops over channels become vector instructions.
 
 LLVM's own vectoriser wants longer loops than ours (a triangle is five pixels wide, a code has 16 channels) and takes
 its time. Here the width is fixed, and LLVM only maps it to what the machine has: one AVX register, two of SSE or NEON.
-`load_wide` takes twice as many: half the instructions where registers are that wide (AVX-512), the same where not.
 
     total = load(a, i) * w0 + load(a, j) * w1       # 8 entries each, from flat positions i and j on
     store(out, p, total)
 
+A loop that serves several widths takes lanes of the wanted width, all 0, and asks for others `like` them.
+
 `kernel` compiles such a function for given types when it is first called.
 
 Lanes hold float32, float64, int32 or booleans. Operators take two lanes of a kind, or lanes and a scalar of their kind.
-Arrays are one-dimensional and contiguous; positions are not checked, so callers check them first. Arrays of uint16 hold
-bfloat16 and arrays of int16 hold float16 (numba has neither): `load` widens them to float32, `store` rounds to even.
+Arrays are one-dimensional and contiguous, or a `pointer` into any array; positions are not checked, so callers check
+them first. Arrays of uint16 hold bfloat16 and arrays of int16 hold float16 (numba has neither): `load` widens them to
+float32, `store` rounds to even.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from numba.core.typing.templates import signature as typed
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 WIDTH = 8
-WIDE = 16
+LINE = 64
+"""Bytes that memory gives at a time."""
 
 
 def kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -43,14 +46,17 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         dispatcher = njit(cache=True, nogil=True, error_model="numpy")(function)
         compiling = threading.Lock()  # the first call may come from several threads at once
+        compiled = False  # asking the dispatcher takes longer than a small kernel
 
         @functools.wraps(function)
         def call(*args: Any) -> Any:
-            if not dispatcher.signatures:
+            nonlocal compiled
+            if not compiled:
                 with compiling:
-                    if not dispatcher.signatures:
+                    if not compiled:
                         dispatcher.compile(signature)
                         dispatcher.disable_compile()
+                        compiled = True
             return dispatcher(*args)
 
         return call
@@ -99,9 +105,14 @@ def _splat(builder: Any, value: Any, width: int = WIDTH) -> Any:
     )
 
 
-def _pointer(context: Any, builder: Any, kind: types.Array, array: Any, at: Any, element: Any) -> Any:
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [at]), element.as_pointer())
+def _entry(context: Any, builder: Any, kind: types.Type, memory: Any, at: Any) -> Any:
+    """Address of one entry of an array or of memory behind a pointer."""
+    data = memory if isinstance(kind, types.CPointer) else context.make_array(kind)(context, builder, memory).data
+    return builder.gep(data, [at])
+
+
+def _pointer(context: Any, builder: Any, kind: types.Type, memory: Any, at: Any, element: Any) -> Any:
+    return builder.bitcast(_entry(context, builder, kind, memory, at), element.as_pointer())
 
 
 def _wide(dtype: types.Type) -> types.Type:
@@ -130,15 +141,61 @@ def load(typingctx, array, at):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def load_wide(typingctx, array, at):  # type: ignore[no-untyped-def]
-    """Entries at, at + 1, ... of an array, WIDE of them."""
-    return _load(array, WIDE)
+def load_like(typingctx, array, at, like):  # type: ignore[no-untyped-def]
+    """Entries at, at + 1, ... of an array, as many as `like` has."""
+    signature, codegen = _load(array, like.width)
+    return signature.return_type(*signature.args, like), lambda c, b, sig, args: codegen(c, b, sig, args[:2])
+
+
+@intrinsic
+def pointer(typingctx, array, at):  # type: ignore[no-untyped-def]
+    """Where array[at] begins, of an array of any shape or of what a pointer leads to; it keeps no memory alive."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        if isinstance(array, types.CPointer):
+            return _entry(context, builder, array, *args)
+        value = context.make_array(array)(context, builder, args[0])
+        stride = cgutils.unpack_tuple(builder, value.strides, array.ndim)[0]
+        return cgutils.pointer_add(builder, value.data, builder.mul(args[1], stride))
+
+    return types.CPointer(array.dtype)(array, types.intp), codegen
+
+
+@intrinsic
+def prefetch(typingctx, array, at, like):  # type: ignore[no-untyped-def]
+    """Has the memory of entries at, at + 1, ... brought near (as many as `like` has), wherever that is; never fails."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        byte = _pointer(context, builder, array, *args[:2], ir.IntType(8))
+        arguments = [byte, *(ir.Constant(_I32, x) for x in (0, 2, 1))]  # to read, into the second cache, data
+        kind = ir.FunctionType(ir.VoidType(), [x.type for x in arguments])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        for offset in range(0, like.width * array.dtype.bitwidth // 8, LINE):
+            builder.call(function, [builder.gep(byte, [ir.Constant(_I64, offset)]), *arguments[1:]])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, like), codegen
 
 
 @intrinsic
 def store(typingctx, array, at, value):  # type: ignore[no-untyped-def]
     """Writes lanes to entries at, at + 1, ... of an array."""
+    return _store(array, value)
+
+
+@intrinsic
+def stream(typingctx, array, at, value):  # type: ignore[no-untyped-def]
+    """`store` past the caches, for results that would not stay there until they are read.
+
+    The address must be a multiple of the bytes that are written, or of LINE. Other threads see such entries after any
+    lock has been taken or released.
+    """
+    return _store(array, value, past=True)
+
+
+def _store(array: Any, value: Lanes, past: bool = False) -> tuple[Any, Callable[..., Any]]:
     dtype = array.dtype
+    size = dtype.bitwidth // 8
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         lanes, width = args[2], value.width
@@ -152,7 +209,9 @@ def store(typingctx, array, at, value):  # type: ignore[no-untyped-def]
         elif dtype == types.int16:
             lanes = builder.fptrunc(lanes, _vector(ir.HalfType(), width))
         place = _pointer(context, builder, array, *args[:2], lanes.type)
-        builder.store(lanes, place, align=dtype.bitwidth // 8)
+        written = builder.store(lanes, place, align=min(LINE, width * size) if past else size)
+        if past:
+            written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), codegen
@@ -163,8 +222,7 @@ def get(typingctx, array, at):  # type: ignore[no-untyped-def]
     """One entry; unlike array[at] it does not ask whether the position is negative."""
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        data = context.make_array(array)(context, builder, args[0]).data
-        return builder.load(builder.gep(data, [args[1]]))
+        return builder.load(_entry(context, builder, array, *args))
 
     return array.dtype(array, types.intp), codegen
 
@@ -174,8 +232,7 @@ def put(typingctx, array, at, value):  # type: ignore[no-untyped-def]
     """Writes one entry."""
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        data = context.make_array(array)(context, builder, args[0]).data
-        builder.store(args[2], builder.gep(data, [args[1]]))
+        builder.store(args[2], _entry(context, builder, array, *args[:2]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, array.dtype), codegen
@@ -184,12 +241,21 @@ def put(typingctx, array, at, value):  # type: ignore[no-untyped-def]
 @intrinsic
 def ramp(typingctx, first):  # type: ignore[no-untyped-def]
     """first, first + 1, ... of a float."""
+    return Lanes(first)(first), _ramp(WIDTH)
 
+
+@intrinsic
+def ramp_like(typingctx, first, like):  # type: ignore[no-untyped-def]
+    """first, first + 1, ... of a float, as many as `like` has."""
+    return Lanes(first, like.width)(first, like), _ramp(like.width)
+
+
+def _ramp(width: int) -> Callable[..., Any]:
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        steps = ir.Constant(_vector(args[0].type), list(range(WIDTH)))
-        return builder.fadd(_splat(builder, args[0]), steps)
+        steps = ir.Constant(_vector(args[0].type, width), list(range(width)))
+        return builder.fadd(_splat(builder, args[0], width), steps)
 
-    return Lanes(first)(first), codegen
+    return codegen
 
 
 @intrinsic
@@ -202,14 +268,15 @@ def splat(typingctx, value):  # type: ignore[no-untyped-def]
     return Lanes(value)(value), codegen
 
 
-@intrinsic
-def splat_wide(typingctx, value):  # type: ignore[no-untyped-def]
-    """The same scalar in WIDE lanes."""
+@intrinsic(prefer_literal=True)
+def nothing(typingctx, width):  # type: ignore[no-untyped-def]
+    """So many float32 lanes of 0; the width is a number that stands in the source."""
+    count = width.literal_value
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        return _splat(builder, args[0], WIDE)
+        return _constant(_F32, 0.0, count)
 
-    return Lanes(value, WIDE)(value), codegen
+    return Lanes(types.float32, count)(width), codegen
 
 
 @intrinsic
@@ -304,7 +371,7 @@ def most(typingctx, a, b):  # type: ignore[no-untyped-def]
     return a(a, a), _choice(">")
 
 
-@njit
+@njit(forceinline=True)
 def copy(source, start, target, to, count):  # type: ignore[no-untyped-def]
     """target[to : to + count] = source[start : start + count]."""
     whole = count - count % WIDTH

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _LARGE = 1 << 22  # bytes from which numpy asks for huge pages
+_LINE = 64  # bytes that processors read and write at a time
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -19,4 +23,15 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     size = dtype.itemsize
     if entries * size < _LARGE or size not in (2, 4):
         return torch.empty(shape, dtype=dtype)
-    return torch.from_numpy(np.empty(shape, np.int16 if size == 2 else np.int32)).view(dtype)
+    return torch.from_numpy(empty_array(shape, np.int16 if size == 2 else np.int32)).view(dtype)
+
+
+def empty_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """`np.empty(shape, dtype)` that begins on a line of memory.
+
+    torch's tensors do and numpy's arrays do not: accesses that are as wide as a line would each touch two.
+    """
+    entries = int(np.prod(shape, dtype=np.int64))
+    room = np.empty(entries + _LINE // np.dtype(dtype).itemsize, dtype)
+    at = -room.ctypes.data % _LINE // room.itemsize
+    return room[at : at + entries].reshape(shape)

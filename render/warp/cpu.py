@@ -1,7 +1,10 @@
 """The warp of `reference` as numba loops over channels-last pixels, a row at a time.
 
-Positions and weights of a row are computed eight pixels per step; the sums over channels take eight channels per step.
-Fields are read where they lie, whatever their memory order, and resized on the way.
+Positions and weights of a row are computed eight pixels per step; the sums over channels take as many channels per step
+as there are. Fields are read where they lie, whatever their memory order, and resized on the way.
+
+What is slow about a warp is memory: rows of the features are asked for one row before they are needed, since no
+processor foresees a displacement.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 
 from .. import threads as _threads
 from ..lanes import (
-    WIDE,
+    LINE,
     WIDTH,
     add_product,
     copy,
@@ -22,22 +25,34 @@ from ..lanes import (
     kernel,
     least,
     load,
-    load_wide,
+    load_like,
     most,
+    nothing,
+    pointer,
+    prefetch,
     put,
     ramp,
+    ramp_like,
     select,
     splat,
-    splat_wide,
     store,
+    stream,
     total,
     truncate,
     widen,
 )
+from ..memory import empty_array
 from .reference import Axis, displacement_axis
 
-_SHARE = 1 << 20
+_SHARE = 1 << 19
 """Numbers in the features that are worth a thread of their own: waking one costs as much as warping some 300,000."""
+_PAST = 1 << 23
+"""Bytes of results that are written past the caches: what reads them next finds less of them there than the features
+and the result have thrown out of them (measured with an operator after the warp)."""
+_BANDS = 4
+"""Pieces of a picture whose gradients are taken at a time, at most."""
+_SOME, _MANY = 16, 64
+"""Channels at a time, next to WIDTH: a line of memory, and as much as fits into the registers."""
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 
 
@@ -61,17 +76,14 @@ def warp(
         axes: another meaning of the field along x and y, see `reference`.
         threads: at most this many work.
     """
-    batch, height, width, channels = features.shape
+    batch, height, width, _ = features.shape
     x, y = axes or (displacement_axis(width), displacement_axis(height))
+    meaning = (*x, *y)
     forward = _FORWARD[features.dtype]
-    size, shape, meaning = (height, width, channels), field.shape[1:3], (*x, *y)
-    flat = [(_flat(f), _flat(d), _flat(i)) for f, d, i in zip(features, field, image, strict=True)]
+    past = image.nbytes >= _PAST and not (image.ctypes.data | np.bitwise_or.reduce(image.strides[:3])) % LINE
 
     def fill(b: int, top: int, bottom: int) -> None:
-        pixels, vectors, target = flat[b]
-        line = np.empty(width * channels + WIDTH if channels < WIDTH else 0, features.dtype)
-        rows = (*_row(width), np.empty(0, np.float32))
-        forward(*pixels, *vectors, shape, meaning, zeros, *target, size, top, bottom, line, *rows)
+        forward(features, field, image, b, top, bottom, meaning, zeros, past, *_room(features, field))
 
     threads = _worthwhile(features, threads)
     _threads.run(fill, _threads.bands(batch, height, threads), threads)
@@ -88,52 +100,50 @@ def warp_backward(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Gradients (B, H, W, C) to the features and (B, H, W, 2) to the field after its resizing.
 
-    Args as `warp`; features are C-contiguous, and `grad` (B, H, W, C) to the image has their dtype.
+    Args as `warp`; `grad` (B, H, W, C) to the image has the dtype of the features.
 
-    Small batches are cut into bands of rows. Each band adds to the rows of the features that no band before it touches,
-    and to a strip of its own for the others; the strips are added afterwards, in order. So nothing is written by two
-    threads, smooth fields need little extra memory, and the result does not depend on the number of threads.
+    Large pictures of small batches are cut into bands of rows. Each band adds to the rows of the features that no band
+    before it touches, and to a strip of its own for the others; the strips are added afterwards, in order. So nothing
+    is written by two threads, smooth fields need little extra memory, and the result does not depend on the number of
+    threads. Rows are set to 0 just before they are added to, while they are near.
     """
     batch, height, width, channels = features.shape
+    n_bands = min(max(_worthwhile(features, _BANDS) // max(batch, 1), 1), height)
     threads = _worthwhile(features, threads)
-    n_bands = min(max(4 // max(batch, 1), 1), height)
     edges = [height * k // n_bands for k in range(n_bands + 1)]
     pieces = [(b, k) for b in range(batch) for k in range(n_bands)]
-    size, shape, meaning = (height, width, channels), field.shape[1:3], (*axes[0], *axes[1])
-    flat = [(_flat(g), _flat(f), _flat(d)) for g, f, d in zip(grad, features, field, strict=True)]
+    meaning = (*axes[0], *axes[1])
+    backward = _BACKWARD[features.dtype]
     touched = np.zeros((batch, n_bands, 2), np.int64)
 
     def measure(b: int, k: int) -> None:
-        lines, rows, _ = _row(width)
-        touched[b, k] = _extent(*flat[b][2], shape, meaning, zeros, size, edges[k], edges[k + 1], lines, rows)
+        room = _room(features, field)
+        touched[b, k] = _extent(field, b, edges[k], edges[k + 1], height, width, meaning, zeros, *room)
 
     if n_bands > 1:
         _threads.run(measure, pieces, threads)
-    # Rows up to `shared` belong to bands before this one; of them it touches those from `first` on, in its strip.
+    # Rows before `start` belong to bands before this one; of them it touches those from `first` on, in its strip.
     first = touched[..., 0]
-    before = np.maximum.accumulate(touched[..., 1], 1)
-    shared = np.concatenate([np.full((batch, 1), -1), before[:, :-1]], 1)
-    rows = np.maximum(shared + 1 - first, 0)
-    rows[:, 0] = 0
+    end = np.maximum.accumulate(touched[..., 1] + 1, 1)
+    start = np.concatenate([np.zeros((batch, 1), np.int64), end[:, :-1]], 1)
+    end[:, -1] = height
+    rows = np.maximum(start - first, 0)
     ends = height * batch + rows.reshape(-1).cumsum().reshape(rows.shape)
-    buffer = np.zeros((height * batch + int(rows.sum()), width * channels), np.float32)
+    buffer = empty_array((height * batch + int(rows.sum()), width * channels), np.float32)
     d_field = np.empty((batch, height, width, 2), np.float32)
-    backward = _BACKWARD[features.dtype]
 
     def fill(b: int, k: int) -> None:
-        strip = int(ends[b, k] - rows[b, k] - first[b, k]), int(shared[b, k]) + 1
-        source, pixels, vectors = flat[b]
-        backward(
-            *source, *pixels, *vectors, shape, meaning, zeros,
-            buffer.reshape(-1), b * height, strip, d_field[b].reshape(-1), size, edges[k], edges[k + 1],
-            *_row(width), np.empty(8 * _whole(width), np.float32),
-        )  # fmt: skip
+        strip = buffer[ends[b, k] - rows[b, k] : ends[b, k]]
+        strip[...] = 0
+        own = b * height, int(start[b, k]), int(end[b, k]), int(ends[b, k] - rows[b, k] - first[b, k])
+        room = _room(features, field)
+        backward(grad, features, field, buffer, d_field, b, edges[k], edges[k + 1], own, meaning, zeros, *room)
 
     _threads.run(fill, pieces, threads)
     for b, k in pieces:
         if rows[b, k]:
-            start = b * height + first[b, k]
-            buffer[start : start + rows[b, k]] += buffer[ends[b, k] - rows[b, k] : ends[b, k]]
+            to = b * height + first[b, k]
+            buffer[to : to + rows[b, k]] += buffer[ends[b, k] - rows[b, k] : ends[b, k]]
     return buffer[: height * batch].reshape(features.shape), d_field
 
 
@@ -142,40 +152,58 @@ def _worthwhile(features: NDArray[Any], threads: int) -> int:
     return max(1, min(threads, features.size // _SHARE))
 
 
-def _whole(width: int) -> int:
+def _room(features: NDArray[Any], field: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Where a kernel keeps what it knows of one row, see `_places`; numba takes long to compile an allocation."""
+    width, channels = features.shape[2:]
+    n = -(-width // WIDTH) * WIDTH
+    line = width * channels + WIDTH if channels < WIDTH else 0
+    return np.empty(15 * n + field.shape[2] + 1 + line, np.float32), np.empty(2 * n, np.int32)
+
+
+def _inlined(function: Any) -> Any:
+    """Part of a kernel: compiled into it, so that handing it a picture costs nothing."""
+    return njit(error_model="numpy", forceinline=True)(function)
+
+
+@_inlined
+def _whole(width):  # type: ignore[no-untyped-def]
     """The width up to a whole step."""
-    return -(-width // WIDTH) * WIDTH
+    return (width + WIDTH - 1) // WIDTH * WIDTH
 
 
-def _row(width: int) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
-    """Room for the field, corners and weights of one row; numba takes long to compile an allocation.
+@_inlined
+def _strides(picture):  # type: ignore[no-untyped-def]
+    """Entries from one row, column and channel of (B, H, W, C) to the next."""
+    size = picture.itemsize
+    return picture.strides[1] // size, picture.strides[2] // size, picture.strides[3] // size
 
-    The field is 0 beyond the row, so that nothing there points outside the features.
+
+@_inlined
+def _stretch(columns, width, lefts, shares):  # type: ignore[no-untyped-def]
+    """For every column, the column of a narrower field to its left and the share of the one after that."""
+    ratio, last = np.float32(columns) / np.float32(width), np.float32(columns - 1)
+    for column in range(width):
+        u = least(most((np.float32(column) + _HALF) * ratio - _HALF, _ZERO), last)
+        left = np.int32(u)
+        put(lefts, column, left)
+        put(shares, column, u - np.float32(left))
+
+
+@_inlined
+def _resize(field, at, strides, shape, size, row, lefts, shares, coarse, line):  # type: ignore[no-untyped-def]
+    """One row, at the size of the features, of the plane of a field that begins at entry `at`.
+
+    lefts, shares: of `_stretch`, for fields of another size; coarse: room for a row of such a field and one entry more.
     """
-    n = _whole(width)
-    return np.zeros(2 * n, np.float32), np.empty(n, np.int32), np.empty(4 * n, np.float32)
-
-
-def _flat(pixels: NDArray[Any]) -> tuple[NDArray[Any], tuple[int, ...]]:
-    """One picture (H, W, C) as all the memory it spans, and its strides in entries."""
-    strides = tuple(s // pixels.itemsize for s in pixels.strides)
-    dense = pixels.transpose(sorted(range(3), key=strides.__getitem__, reverse=True))
-    if dense.flags.c_contiguous:  # in some order of the axes; the general way below takes longer than a small warp
-        return dense.reshape(-1), strides
-    span = 1 + sum(s * (n - 1) for s, n in zip(strides, pixels.shape, strict=True))
-    return np.lib.stride_tricks.as_strided(pixels, (span,), (pixels.itemsize,)), strides
-
-
-@njit(error_model="numpy")
-def _resize(field, strides, shape, plane, size, row, line, to):  # type: ignore[no-untyped-def]
-    """One row of one plane of the field at the size of the features."""
     height, width = size[0], size[1]
     rows, columns = shape
-    at = plane * strides[2]
     if rows == height and columns == width:
         at += row * strides[0]
-        for column in range(width):
-            put(line, to + column, get(field, at + column * strides[1]))
+        if strides[1] == 1:
+            copy(field, at, line, 0, width)
+        else:
+            for column in range(width):
+                put(line, column, get(field, at + column * strides[1]))
         return
     v = (np.float32(row) + _HALF) * (np.float32(rows) / np.float32(height)) - _HALF
     v = least(most(v, _ZERO), np.float32(rows - 1))
@@ -183,19 +211,16 @@ def _resize(field, strides, shape, plane, size, row, line, to):  # type: ignore[
     below = at + least(above + 1, rows - 1) * strides[0]
     v -= np.float32(above)
     above = at + above * strides[0]
-    ratio, last = np.float32(columns) / np.float32(width), np.float32(columns - 1)
+    for column in range(columns):
+        k = column * strides[1]
+        put(coarse, column, get(field, above + k) * (_ONE - v) + get(field, below + k) * v)
+    put(coarse, columns, get(coarse, columns - 1))
     for column in range(width):
-        u = least(most((np.float32(column) + _HALF) * ratio - _HALF, _ZERO), last)
-        left = np.intp(u)
-        right = least(left + 1, columns - 1) * strides[1]
-        u -= np.float32(left)
-        left *= strides[1]
-        upper = get(field, above + left) * (_ONE - u) + get(field, above + right) * u
-        lower = get(field, below + left) * (_ONE - u) + get(field, below + right) * u
-        put(line, to + column, upper * (_ONE - v) + lower * v)
+        left, u = np.intp(get(lefts, column)), get(shares, column)
+        put(line, column, get(coarse, left) * (_ONE - u) + get(coarse, left + 1) * u)
 
 
-@njit(error_model="numpy")
+@_inlined
 def _corners(place, length, zeros):  # type: ignore[no-untyped-def]
     """Eight places along one axis: a pixel p, and for p and p + 1 the weights and their derivatives.
 
@@ -225,23 +250,26 @@ def _corners(place, length, zeros):  # type: ignore[no-untyped-def]
     return first, w0, w1, d0, d1
 
 
-@njit(error_model="numpy")
+@_inlined
 def _locate(  # type: ignore[no-untyped-def]
-    field, strides, shape, axes, zeros, size, pixel, row, lines, corners, weights, slopes
+    field, strides, shape, axes, zeros, size, pixel, row, room, corners, derivatives
 ):
-    """Everything about one row, in planes as long as `corners`.
+    """Everything about one row, in planes n = _whole(width) long.
 
-    corners: positions (entries of the features) of the top left pixels; weights: those of the top left, top right,
-    bottom left and bottom right pixels; slopes: their derivatives by the field's x, then by its y, unless empty.
+    room: the field's x and y (n each); the weights of the top left, top right, bottom left and bottom right pixels;
+    their derivatives by the field's x, then by its y, if asked for; `shares` and `coarse` of `_resize`.
+    corners: positions (entries of the features) of the top left pixels; `lefts` of `_resize`.
     """
-    n = len(corners)
-    _resize(field, strides, shape, 0, size, row, lines, 0)
-    _resize(field, strides, shape, 1, size, row, lines, n)
+    n = _whole(size[1])
+    x_line, y_line, weights, slopes = room, pointer(room, n), pointer(room, 2 * n), pointer(room, 6 * n)
+    lefts, shares, coarse = pointer(corners, n), pointer(room, 14 * n), pointer(room, 15 * n)
+    _resize(field, 0, strides, shape, size, row, lefts, shares, coarse, x_line)
+    _resize(field, strides[2], strides, shape, size, row, lefts, shares, coarse, y_line)
     base_x, offset_x, scale_x, base_y, offset_y, scale_y = axes
     start_y = base_y * np.float32(row) + offset_y
-    for column in range(0, size[1], WIDTH):
-        x = ramp(np.float32(column)) * base_x + offset_x + load(lines, column) * scale_x
-        y = load(lines, n + column) * scale_y + start_y
+    for column in range(0, n, WIDTH):
+        x = ramp(np.float32(column)) * base_x + offset_x + load(x_line, column) * scale_x
+        y = load(y_line, column) * scale_y + start_y
         left, x0, x1, dx0, dx1 = _corners(x, size[1], zeros)
         top, y0, y1, dy0, dy1 = _corners(y, size[0], zeros)
         store(corners, column, top * np.int32(pixel[0]) + left * np.int32(pixel[1]))
@@ -249,7 +277,7 @@ def _locate(  # type: ignore[no-untyped-def]
         store(weights, n + column, y0 * x1)
         store(weights, 2 * n + column, y1 * x0)
         store(weights, 3 * n + column, y1 * x1)
-        if len(slopes):
+        if derivatives:
             store(slopes, column, y0 * dx0 * scale_x)
             store(slopes, n + column, y0 * dx1 * scale_x)
             store(slopes, 2 * n + column, y1 * dx0 * scale_x)
@@ -260,37 +288,65 @@ def _locate(  # type: ignore[no-untyped-def]
             store(slopes, 7 * n + column, dy1 * x1 * scale_y)
 
 
-@njit(error_model="numpy")
+@_inlined
+def _begin(shape, size, room, corners):  # type: ignore[no-untyped-def]
+    """What `_locate` finds in its room from the start: the output of `_stretch`, and a field that is 0 beyond the row,
+    so that nothing there points outside the features."""
+    n = _whole(size[1])
+    if shape[0] != size[0] or shape[1] != size[1]:
+        _stretch(shape[1], size[1], pointer(corners, n), pointer(room, 14 * n))
+    for column in range(size[1], n):
+        put(room, column, _ZERO)
+        put(room, n + column, _ZERO)
+
+
+@_inlined
 def _steps(size, pixel):  # type: ignore[no-untyped-def]
     """From a pixel to its right and lower neighbours; to itself in pictures that are one pixel long."""
     return pixel[1] if size[1] > 1 else 0, pixel[0] if size[0] > 1 else 0
 
 
-def _warp(  # type: ignore[no-untyped-def]
-    features,
-    pixel,
-    field,
-    strides,
-    shape,
-    axes,
-    zeros,
-    image,
-    target,
-    size,
-    top,
-    bottom,
-    line,
-    lines,
-    corners,
-    weights,
-    none,
+@_inlined
+def _mix(  # type: ignore[no-untyped-def]
+    features, places, shares, image, at, start, stop, last, step, ahead, past, like
 ):
-    """Rows top ... bottom - 1 of one picture; `line` is room for one where pixels have fewer channels than a step."""
-    width, channels = size[1], size[2]
-    n = len(corners)
+    """Channels start ... stop - 1 of one pixel of the image, `step` at a time, which is the width of `like`.
+
+    places, shares: where the four pixels lie and their weights; last: where a step may begin at most, for the last one;
+    ahead: from the lower pixels to those that the next row of the image will need.
+    """
+    a, b, c, d = places
+    wa, wb, wc, wd = shares
+    for block in range(start, stop, step):
+        k = least(block, last)
+        value = add_product(load_like(features, a + k, like) * wa, load_like(features, b + k, like), wb)
+        value = add_product(value, load_like(features, c + k, like), wc)
+        value = add_product(value, load_like(features, d + k, like), wd)
+        prefetch(features, c + ahead + k, like)
+        if past:
+            stream(image, at + k, value)
+        else:
+            store(image, at + k, value)
+
+
+def _warp(  # type: ignore[no-untyped-def]
+    features, field, image, item, top, bottom, axes, zeros, past, floats, integers
+):
+    """Rows top ... bottom - 1 of one picture; `floats` and `integers` are of `_room`, `past` tells how to write."""
+    size, shape = features.shape[1:], field.shape[1:3]
+    pixel, strides, target = _strides(features), _strides(field), _strides(image)
+    source, vectors, result = pointer(features, item), pointer(field, item), pointer(image, item)
+    room, corners = pointer(floats, 0), pointer(integers, 0)
+    height, width, channels = size
+    n = _whole(width)
+    weights, line = pointer(room, 2 * n), pointer(room, 15 * n + shape[1] + 1)
     across, down = _steps(size, pixel)
+    most_of, whole = channels - channels % _MANY, channels - channels % _SOME
+    span = (height - 1) * pixel[0] + (width - 1) * pixel[1] + channels
+    many, some, few = nothing(_MANY), nothing(_SOME), nothing(WIDTH)
+    _begin(shape, size, room, corners)
     for row in range(top, bottom):
-        _locate(field, strides, shape, axes, zeros, size, pixel, row, lines, corners, weights, none)
+        _locate(vectors, strides, shape, axes, zeros, size, pixel, row, room, corners, False)
         at = row * target[0]
         for column in range(width):
             a = np.intp(get(corners, column))
@@ -298,165 +354,186 @@ def _warp(  # type: ignore[no-untyped-def]
             wa, wb = get(weights, column), get(weights, n + column)
             wc, wd = get(weights, 2 * n + column), get(weights, 3 * n + column)
             if channels >= WIDTH:
-                whole = channels - channels % WIDE
-                for k in range(0, whole, WIDE):
-                    wide = add_product(load_wide(features, a + k) * wa, load_wide(features, b + k), wb)
-                    wide = add_product(wide, load_wide(features, c + k), wc)
-                    store(image, at + k, add_product(wide, load_wide(features, d + k), wd))
-                for block in range(whole, channels, WIDTH):
-                    k = least(block, channels - WIDTH)
-                    value = add_product(load(features, a + k) * wa, load(features, b + k), wb)
-                    value = add_product(value, load(features, c + k), wc)
-                    store(image, at + k, add_product(value, load(features, d + k), wd))
-            elif d + WIDTH <= len(features):
+                places, shares = (a, b, c, d), (wa, wb, wc, wd)
+                _mix(source, places, shares, result, at, 0, most_of, channels, _MANY, down, past, many)
+                _mix(source, places, shares, result, at, most_of, whole, channels, _SOME, down, past, some)
+                _mix(source, places, shares, result, at, whole, channels, channels - WIDTH, WIDTH, down, False, few)
+            elif d + WIDTH <= span:
                 # All channels and some of the next pixels', which are written over in their turn.
-                value = add_product(load(features, a) * wa, load(features, b), wb)
-                value = add_product(value, load(features, c), wc)
-                store(line, column * channels, add_product(value, load(features, d), wd))
+                value = add_product(load(source, a) * wa, load(source, b), wb)
+                value = add_product(value, load(source, c), wc)
+                store(line, column * channels, add_product(value, load(source, d), wd))
             else:
                 for k in range(channels):
-                    value = get(features, a + k) * wa + get(features, b + k) * wb
-                    value += get(features, c + k) * wc + get(features, d + k) * wd
+                    value = get(source, a + k) * wa + get(source, b + k) * wb
+                    value += get(source, c + k) * wc + get(source, d + k) * wd
                     put(line, column * channels + k, value)
             at += target[1]
         if channels < WIDTH and target[1] == channels:
-            copy(line, 0, image, row * target[0], width * channels)
+            copy(line, 0, result, row * target[0], width * channels)
         elif channels < WIDTH:
             for column in range(width):
-                copy(line, column * channels, image, row * target[0] + column * target[1], channels)
+                copy(line, column * channels, result, row * target[0] + column * target[1], channels)
+
+
+@_inlined
+def _spread(  # type: ignore[no-untyped-def]
+    grad, at, features, places, d_features, homes, shares, start, stop, last, step, ahead, like
+):
+    """Adds channels start ... stop - 1 of the gradient to one pixel of the image to the four pixels it was mixed from.
+
+    homes: where their gradients lie; the rest as `_mix`. Returns the products of the gradient and each of the four.
+    """
+    a, b, c, d = places
+    ha, hb, hc, hd = homes
+    wa, wb, wc, wd = shares
+    xa, xb, xc, xd = like, like, like, like
+    for block in range(start, stop, step):
+        k = least(block, last)
+        g = load_like(grad, at + k, like)
+        if k < block:  # the last lanes again: those that were taken already add nothing
+            g = select(ramp_like(np.float32(k), like) < np.float32(block), like, g)
+        xa = add_product(xa, g, load_like(features, a + k, like))
+        xb = add_product(xb, g, load_like(features, b + k, like))
+        xc = add_product(xc, g, load_like(features, c + k, like))
+        xd = add_product(xd, g, load_like(features, d + k, like))
+        prefetch(features, c + ahead + k, like)
+        # Loads before stores: the rows often lie a multiple of 4 KB apart, and processors take a load that follows such
+        # a store for one of the same place. In pictures one pixel long places do coincide; the one with a weight is
+        # written last.
+        va = add_product(load_like(d_features, ha + k, like), g, wa)
+        vb = add_product(load_like(d_features, hb + k, like), g, wb)
+        vc = add_product(load_like(d_features, hc + k, like), g, wc)
+        vd = add_product(load_like(d_features, hd + k, like), g, wd)
+        store(d_features, hd + k, vd)
+        store(d_features, hc + k, vc)
+        store(d_features, hb + k, vb)
+        store(d_features, ha + k, va)
+    return xa, xb, xc, xd
+
+
+@_inlined
+def _along(products, slopes, at, n):  # type: ignore[no-untyped-def]
+    """The gradient to one pixel of the field along one axis."""
+    xa, xb, xc, xd = products
+    upper = add_product(xa * get(slopes, at), xb, get(slopes, at + n))
+    return total(add_product(add_product(upper, xc, get(slopes, at + 2 * n)), xd, get(slopes, at + 3 * n)))
+
+
+@_inlined
+def _clear(target, at, stop):  # type: ignore[no-untyped-def]
+    """target[at:stop] = 0."""
+    whole = stop - (stop - at) % _MANY
+    for k in range(at, whole, _MANY):
+        store(target, k, nothing(_MANY))
+    for k in range(whole, stop):
+        put(target, k, _ZERO)
 
 
 def _backward(  # type: ignore[no-untyped-def]
-    grad,
-    source,
-    features,
-    pixel,
-    field,
-    strides,
-    shape,
-    axes,
-    zeros,
-    d_features,
-    base,
-    strip,
-    d_field,
-    size,
-    top,
-    bottom,
-    lines,
-    corners,
-    weights,
-    slopes,
+    grad, features, field, d_features, d_field, item, top, bottom, own, axes, zeros, floats, integers
 ):
     """Gradients by way of rows top ... bottom - 1 of one picture.
 
-    Row y of the features has its gradient in row base + y of d_features, but in strip[0] + y for y < strip[1].
+    own: base, start, end, strip. Row y of the features has its gradient in row base + y of d_features, and rows start
+    ... end - 1 are set to 0 before that; but for y < start it is in row strip + y, which is 0 to begin with.
     """
-    width, channels = size[1], size[2]
-    n = len(corners)
+    size, shape = features.shape[1:], field.shape[1:3]
+    given, pixel, strides = _strides(grad), _strides(features), _strides(field)
+    arriving, source, vectors = pointer(grad, item), pointer(features, item), pointer(field, item)
+    sums, shifts = pointer(d_features, 0), pointer(d_field, item)
+    room, corners = pointer(floats, 0), pointer(integers, 0)
+    _, width, channels = size
+    n, pitch = _whole(width), d_features.shape[1]
+    weights, slopes = pointer(room, 2 * n), pointer(room, 6 * n)
     across, down = _steps(size, pixel)
-    own, limit = base * pixel[0], strip[1] * pixel[0]
-    other = strip[0] * pixel[0]
+    whole = channels - channels % _SOME
+    some, few = nothing(_SOME), nothing(WIDTH)
+    base, start, end, strip = own[0] * pitch, own[1] * pitch, own[2] * pitch, own[3] * pitch
+    fresh = start
+    _begin(shape, size, room, corners)
     for row in range(top, bottom):
-        _locate(field, strides, shape, axes, zeros, size, pixel, row, lines, corners, weights, slopes)
-        at = row * source[0]
+        _locate(vectors, strides, shape, axes, zeros, size, pixel, row, room, corners, True)
+        at = row * given[0]
         for column in range(width):
             a = np.intp(get(corners, column))
             b, c, d = a + across, a + down, a + down + across
-            upper = a + (other if a < limit else own)
-            lower = c + (other if c < limit else own)
+            upper = base if a >= start else strip
+            lower = base if c >= start else strip
+            while c >= fresh:
+                _clear(sums, base + fresh, base + fresh + pitch)
+                fresh += pitch
             wa, wb = get(weights, column), get(weights, n + column)
             wc, wd = get(weights, 2 * n + column), get(weights, 3 * n + column)
-            ga, gb, gc, gd = _ZERO, _ZERO, _ZERO, _ZERO
+            dx, dy = _ZERO, _ZERO
             if channels >= WIDTH:
-                whole = channels - channels % WIDE
+                places, shares = (a, b, c, d), (wa, wb, wc, wd)
+                homes = (upper + a, upper + b, lower + c, lower + d)
                 if whole:
-                    xa, xb, xc, xd = splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO)
-                    for k in range(0, whole, WIDE):
-                        wide = load_wide(grad, at + k)
-                        xa = add_product(xa, wide, load_wide(features, a + k))
-                        xb = add_product(xb, wide, load_wide(features, b + k))
-                        xc = add_product(xc, wide, load_wide(features, c + k))
-                        xd = add_product(xd, wide, load_wide(features, d + k))
-                        # Loads before stores, as below.
-                        va = add_product(load_wide(d_features, upper + k), wide, wa)
-                        vb = add_product(load_wide(d_features, upper + across + k), wide, wb)
-                        vc = add_product(load_wide(d_features, lower + k), wide, wc)
-                        vd = add_product(load_wide(d_features, lower + across + k), wide, wd)
-                        store(d_features, lower + across + k, vd)
-                        store(d_features, lower + k, vc)
-                        store(d_features, upper + across + k, vb)
-                        store(d_features, upper + k, va)
-                    ga, gb, gc, gd = total(xa), total(xb), total(xc), total(xd)
-                la, lb, lc, ld = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
-                for block in range(whole, channels, WIDTH):
-                    k = least(block, channels - WIDTH)
-                    g = load(grad, at + k)
-                    if k < block:  # the last lanes again: those that were taken already add nothing
-                        g = select(ramp(np.float32(k)) < np.float32(block), splat(_ZERO), g)
-                    la = add_product(la, g, load(features, a + k))
-                    lb = add_product(lb, g, load(features, b + k))
-                    lc = add_product(lc, g, load(features, c + k))
-                    ld = add_product(ld, g, load(features, d + k))
-                    # Loads before stores: the rows often lie a multiple of 4 KB apart, and processors take a load that
-                    # follows such a store for one of the same place. In pictures one pixel long places do coincide;
-                    # the one with a weight is written last.
-                    na = add_product(load(d_features, upper + k), g, wa)
-                    nb = add_product(load(d_features, upper + across + k), g, wb)
-                    nc = add_product(load(d_features, lower + k), g, wc)
-                    nd = add_product(load(d_features, lower + across + k), g, wd)
-                    store(d_features, lower + across + k, nd)
-                    store(d_features, lower + k, nc)
-                    store(d_features, upper + across + k, nb)
-                    store(d_features, upper + k, na)
-                ga, gb, gc, gd = ga + total(la), gb + total(lb), gc + total(lc), gd + total(ld)
+                    products = _spread(
+                        arriving, at, source, places, sums, homes, shares, 0, whole, channels, _SOME, down, some
+                    )
+                    dx += _along(products, slopes, column, n)
+                    dy += _along(products, slopes, column + 4 * n, n)
+                if whole < channels:
+                    last = channels - WIDTH
+                    products = _spread(
+                        arriving, at, source, places, sums, homes, shares, whole, channels, last, WIDTH, down, few
+                    )
+                    dx += _along(products, slopes, column, n)
+                    dy += _along(products, slopes, column + 4 * n, n)
             else:
+                ga, gb, gc, gd = _ZERO, _ZERO, _ZERO, _ZERO
                 for k in range(channels):
-                    g = get(grad, at + k)
-                    ga += g * get(features, a + k)
-                    gb += g * get(features, b + k)
-                    gc += g * get(features, c + k)
-                    gd += g * get(features, d + k)
-                    put(d_features, upper + k, get(d_features, upper + k) + g * wa)
-                    put(d_features, upper + across + k, get(d_features, upper + across + k) + g * wb)
-                    put(d_features, lower + k, get(d_features, lower + k) + g * wc)
-                    put(d_features, lower + across + k, get(d_features, lower + across + k) + g * wd)
-            for axis in range(2):
-                s = 4 * axis * n + column
-                share = ga * get(slopes, s) + gb * get(slopes, s + n)
-                share += gc * get(slopes, s + 2 * n) + gd * get(slopes, s + 3 * n)
-                put(d_field, 2 * (row * width + column) + axis, share)
-            at += source[1]
+                    g = get(arriving, at + k)
+                    ga += g * get(source, a + k)
+                    gb += g * get(source, b + k)
+                    gc += g * get(source, c + k)
+                    gd += g * get(source, d + k)
+                    put(sums, upper + a + k, get(sums, upper + a + k) + g * wa)
+                    put(sums, upper + b + k, get(sums, upper + b + k) + g * wb)
+                    put(sums, lower + c + k, get(sums, lower + c + k) + g * wc)
+                    put(sums, lower + d + k, get(sums, lower + d + k) + g * wd)
+                dx = ga * get(slopes, column) + gb * get(slopes, column + n)
+                dx += gc * get(slopes, column + 2 * n) + gd * get(slopes, column + 3 * n)
+                dy = ga * get(slopes, column + 4 * n) + gb * get(slopes, column + 5 * n)
+                dy += gc * get(slopes, column + 6 * n) + gd * get(slopes, column + 7 * n)
+            put(shifts, 2 * (row * width + column), dx)
+            put(shifts, 2 * (row * width + column) + 1, dy)
+            at += given[1]
+    _clear(sums, base + fresh, base + end)
 
 
-@kernel("UniTuple(i8,2)(f4[::1],UniTuple(i8,3),UniTuple(i8,2),UniTuple(f4,6),b1,UniTuple(i8,3),i8,i8,f4[::1],i4[::1])")
-def _extent(field, strides, shape, axes, zeros, size, top, bottom, line, rows):  # type: ignore[no-untyped-def]
+@kernel("UniTuple(i8,2)(f4[:,:,:,:],i8,i8,i8,i8,i8,UniTuple(f4,6),b1,f4[::1],i4[::1])")
+def _extent(field, item, top, bottom, height, width, axes, zeros, floats, integers):  # type: ignore[no-untyped-def]
     """First and last row of the features that rows top ... bottom - 1 of the output take something from."""
-    height, width = size[0], size[1]
+    size, shape, strides = (height, width), field.shape[1:3], _strides(field)
+    vectors, room, corners = pointer(field, item), pointer(floats, 0), pointer(integers, 0)
+    n = _whole(width)
+    line, lefts, shares, coarse = pointer(room, n), pointer(corners, n), pointer(room, 14 * n), pointer(room, 15 * n)
+    _begin(shape, size, room, corners)
     first, last = height, 0
     for row in range(top, bottom):
-        _resize(field, strides, shape, 1, size, row, line, 0)
+        _resize(vectors, strides[2], strides, shape, size, row, lefts, shares, coarse, line)
         start = axes[3] * np.float32(row) + axes[4]
         for column in range(0, width, WIDTH):
             upper, _, _, _, _ = _corners(load(line, column) * axes[5] + start, height, zeros)
-            store(rows, 0, upper)
+            store(corners, 0, upper)
             for k in range(least(WIDTH, width - column)):
-                first, last = least(first, np.intp(get(rows, k))), most(last, np.intp(get(rows, k)))
+                first, last = least(first, np.intp(get(corners, k))), most(last, np.intp(get(corners, k)))
     return first, least(last + 1, height - 1)
 
 
-_PLACED, _FIELD = "{0}[::1],UniTuple(i8,3)", "f4[::1],UniTuple(i8,3),UniTuple(i8,2),UniTuple(f4,6),b1"
-_ROWS = "f4[::1],i4[::1],f4[::1],f4[::1]"
+_ROOM = "f4[::1],i4[::1]"
 _KINDS = {np.dtype(np.float32): "f4", np.dtype(np.uint16): "u2", np.dtype(np.int16): "i2"}
 _FORWARD = {
-    dtype: kernel(f"void({_PLACED},{_FIELD},{_PLACED},UniTuple(i8,3),i8,i8,{{0}}[::1],{_ROWS})".format(kind))(_warp)
+    dtype: kernel(f"void({kind}[:,:,:,:],f4[:,:,:,:],{kind}[:,:,:,:],i8,i8,i8,UniTuple(f4,6),b1,b1,{_ROOM})")(_warp)
     for dtype, kind in _KINDS.items()
 }
 _BACKWARD = {
     dtype: kernel(
-        f"void({_PLACED},{_PLACED},{_FIELD},f4[::1],i8,UniTuple(i8,2),f4[::1],UniTuple(i8,3),i8,i8,{_ROWS})".format(
-            kind
-        )
+        f"void({kind}[:,:,:,:],{kind}[:,:,:,:],f4[:,:,:,:],f4[:,::1],f4[:,:,:,::1],i8,i8,i8,UniTuple(i8,4),"
+        f"UniTuple(f4,6),b1,{_ROOM})"
     )(_backward)
     for dtype, kind in _KINDS.items()
 }
