@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     Large blocks come fresh from the system each time, and their first touch costs more than our arithmetic: a fault per
     4 KB page with torch's allocator, per 2 MB with numpy's, which asks Linux for huge pages.
     """
-    entries = int(np.prod(shape, dtype=np.int64))
+    entries = math.prod(shape)
     size = dtype.itemsize
     if entries * size < _LARGE or size not in (2, 4):
         return torch.empty(shape, dtype=dtype)
@@ -31,7 +32,7 @@ def empty_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
 
     torch's tensors do and numpy's arrays do not: accesses that are as wide as a line would each touch two.
     """
-    entries = int(np.prod(shape, dtype=np.int64))
+    entries = math.prod(shape)
     room = np.empty(entries + _LINE // np.dtype(dtype).itemsize, dtype)
     at = -room.ctypes.data % _LINE // room.itemsize
     return room[at : at + entries].reshape(shape)

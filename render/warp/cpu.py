@@ -51,8 +51,8 @@ _PAST = 1 << 23
 and the result have thrown out of them (measured with an operator after the warp)."""
 _BANDS = 4
 """Pieces of a picture whose gradients are taken at a time, at most."""
-_SOME, _MANY = 16, 64
-"""Channels at a time, next to WIDTH: a line of memory, and as much as fits into the registers."""
+_WIDE = 16
+"""Channels at a time where there are as many: a line of memory, and half the instructions with AVX-512."""
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 
 
@@ -100,7 +100,7 @@ def warp_backward(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Gradients (B, H, W, C) to the features and (B, H, W, 2) to the field after its resizing.
 
-    Args as `warp`; `grad` (B, H, W, C) to the image has the dtype of the features.
+    Args as `warp`; features are C-contiguous, and `grad` (B, H, W, C) to the image has their dtype.
 
     Large pictures of small batches are cut into bands of rows. Each band adds to the rows of the features that no band
     before it touches, and to a strip of its own for the others; the strips are added afterwards, in order. So nothing
@@ -114,7 +114,7 @@ def warp_backward(
     pieces = [(b, k) for b in range(batch) for k in range(n_bands)]
     meaning = (*axes[0], *axes[1])
     backward = _BACKWARD[features.dtype]
-    touched = np.zeros((batch, n_bands, 2), np.int64)
+    touched = dict.fromkeys(pieces, (0, height - 1))
 
     def measure(b: int, k: int) -> None:
         room = _room(features, field)
@@ -123,27 +123,26 @@ def warp_backward(
     if n_bands > 1:
         _threads.run(measure, pieces, threads)
     # Rows before `start` belong to bands before this one; of them it touches those from `first` on, in its strip.
-    first = touched[..., 0]
-    end = np.maximum.accumulate(touched[..., 1] + 1, 1)
-    start = np.concatenate([np.zeros((batch, 1), np.int64), end[:, :-1]], 1)
-    end[:, -1] = height
-    rows = np.maximum(start - first, 0)
-    ends = height * batch + rows.reshape(-1).cumsum().reshape(rows.shape)
-    buffer = empty_array((height * batch + int(rows.sum()), width * channels), np.float32)
+    owned, strips, total_rows, end = {}, {}, batch * height, 0
+    for b, k in pieces:
+        start = end if k else 0
+        first, last = touched[b, k]
+        end = height if k == n_bands - 1 else max(start, last + 1)
+        rows = max(start - first, 0)
+        owned[b, k] = b * height, start, end, total_rows - first
+        strips[b, k] = slice(total_rows, total_rows + rows), slice(b * height + first, b * height + first + rows)
+        total_rows += rows
+    buffer = empty_array((total_rows, width * channels), np.float32)
     d_field = np.empty((batch, height, width, 2), np.float32)
 
     def fill(b: int, k: int) -> None:
-        strip = buffer[ends[b, k] - rows[b, k] : ends[b, k]]
-        strip[...] = 0
-        own = b * height, int(start[b, k]), int(end[b, k]), int(ends[b, k] - rows[b, k] - first[b, k])
-        room = _room(features, field)
-        backward(grad, features, field, buffer, d_field, b, edges[k], edges[k + 1], own, meaning, zeros, *room)
+        buffer[strips[b, k][0]] = 0
+        rest = edges[k], edges[k + 1], owned[b, k], meaning, zeros, *_room(features, field)
+        backward(grad, features, field, buffer, d_field, b, *rest)
 
     _threads.run(fill, pieces, threads)
-    for b, k in pieces:
-        if rows[b, k]:
-            to = b * height + first[b, k]
-            buffer[to : to + rows[b, k]] += buffer[ends[b, k] - rows[b, k] : ends[b, k]]
+    for strip, home in strips.values():
+        buffer[home] += buffer[strip]
     return buffer[: height * batch].reshape(features.shape), d_field
 
 
@@ -153,7 +152,7 @@ def _worthwhile(features: NDArray[Any], threads: int) -> int:
 
 
 def _room(features: NDArray[Any], field: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Where a kernel keeps what it knows of one row, see `_places`; numba takes long to compile an allocation."""
+    """Where a kernel keeps what it knows of one row, see `_locate`; numba takes long to compile an allocation."""
     width, channels = features.shape[2:]
     n = -(-width // WIDTH) * WIDTH
     line = width * channels + WIDTH if channels < WIDTH else 0
@@ -341,9 +340,9 @@ def _warp(  # type: ignore[no-untyped-def]
     n = _whole(width)
     weights, line = pointer(room, 2 * n), pointer(room, 15 * n + shape[1] + 1)
     across, down = _steps(size, pixel)
-    most_of, whole = channels - channels % _MANY, channels - channels % _SOME
+    whole = channels - channels % _WIDE
     span = (height - 1) * pixel[0] + (width - 1) * pixel[1] + channels
-    many, some, few = nothing(_MANY), nothing(_SOME), nothing(WIDTH)
+    wide, few = nothing(_WIDE), nothing(WIDTH)
     _begin(shape, size, room, corners)
     for row in range(top, bottom):
         _locate(vectors, strides, shape, axes, zeros, size, pixel, row, room, corners, False)
@@ -355,8 +354,7 @@ def _warp(  # type: ignore[no-untyped-def]
             wc, wd = get(weights, 2 * n + column), get(weights, 3 * n + column)
             if channels >= WIDTH:
                 places, shares = (a, b, c, d), (wa, wb, wc, wd)
-                _mix(source, places, shares, result, at, 0, most_of, channels, _MANY, down, past, many)
-                _mix(source, places, shares, result, at, most_of, whole, channels, _SOME, down, past, some)
+                _mix(source, places, shares, result, at, 0, whole, channels, _WIDE, down, past, wide)
                 _mix(source, places, shares, result, at, whole, channels, channels - WIDTH, WIDTH, down, False, few)
             elif d + WIDTH <= span:
                 # All channels and some of the next pixels', which are written over in their turn.
@@ -423,9 +421,9 @@ def _along(products, slopes, at, n):  # type: ignore[no-untyped-def]
 @_inlined
 def _clear(target, at, stop):  # type: ignore[no-untyped-def]
     """target[at:stop] = 0."""
-    whole = stop - (stop - at) % _MANY
-    for k in range(at, whole, _MANY):
-        store(target, k, nothing(_MANY))
+    whole = stop - (stop - at) % _WIDE
+    for k in range(at, whole, _WIDE):
+        store(target, k, nothing(_WIDE))
     for k in range(whole, stop):
         put(target, k, _ZERO)
 
@@ -447,8 +445,8 @@ def _backward(  # type: ignore[no-untyped-def]
     n, pitch = _whole(width), d_features.shape[1]
     weights, slopes = pointer(room, 2 * n), pointer(room, 6 * n)
     across, down = _steps(size, pixel)
-    whole = channels - channels % _SOME
-    some, few = nothing(_SOME), nothing(WIDTH)
+    whole = channels - channels % _WIDE
+    wide, few = nothing(_WIDE), nothing(WIDTH)
     base, start, end, strip = own[0] * pitch, own[1] * pitch, own[2] * pitch, own[3] * pitch
     fresh = start
     _begin(shape, size, room, corners)
@@ -471,7 +469,7 @@ def _backward(  # type: ignore[no-untyped-def]
                 homes = (upper + a, upper + b, lower + c, lower + d)
                 if whole:
                     products = _spread(
-                        arriving, at, source, places, sums, homes, shares, 0, whole, channels, _SOME, down, some
+                        arriving, at, source, places, sums, homes, shares, 0, whole, channels, _WIDE, down, wide
                     )
                     dx += _along(products, slopes, column, n)
                     dy += _along(products, slopes, column + 4 * n, n)
