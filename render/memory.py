@@ -12,6 +12,7 @@ from torch import Tensor
 
 _LARGE = 1 << 22  # bytes from which numpy asks for huge pages
 _LINE = 64  # bytes that processors read and write at a time
+_PAST = 1 << 23
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -36,3 +37,12 @@ def empty_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     room = np.empty(entries + _LINE // np.dtype(dtype).itemsize, dtype)
     at = -room.ctypes.data % _LINE // room.itemsize
     return room[at : at + entries].reshape(shape)
+
+
+def goes_past(image: NDArray[Any]) -> bool:
+    """Whether a kernel had better write an image (B, H, W, C) past the caches, and may.
+
+    Large ones throw out of the caches what a kernel reads, and little of them is left there when they are read in their
+    turn: from 8 MB on, a warp and the operator after it take less time together so. Pixels have to begin on lines.
+    """
+    return image.nbytes >= _PAST and not any(x % _LINE for x in (image.ctypes.data, *image.strides[:3]))

@@ -12,7 +12,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .. import threads as _threads
-from ..lanes import WIDTH, copy, get, kernel, least, load, most, put, ramp, select, splat, store, total
+from ..lanes import WIDTH, copy, get, kernel, least, load, most, put, ramp, select, splat, store, stream, total
+from ..memory import goes_past
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -44,6 +45,7 @@ def interpolate(
     batch, height, width = face_id.shape
     channels = attributes.shape[2]
     padded = _pad(attributes)
+    past = padded.shape[2] == channels and goes_past(image)
     bad: list[bool] = []
 
     def fill(b: int, top: int, bottom: int) -> None:
@@ -61,6 +63,7 @@ def interpolate(
                 top,
                 bottom,
                 image[b].reshape(-1),
+                past,
                 line,
                 *_row(width),
             )
@@ -187,20 +190,26 @@ def _complain(bad: list[bool]) -> None:
 
 @njit(error_model="numpy")
 def _gather(vertices, faces, face_id, start, width, perspective, corners):  # type: ignore[no-untyped-def]
-    """Lays out the corners of one row's triangles; returns whether an id was out of range."""
+    """Lays out the corners of one row's triangles.
+
+    Returns whether an id was out of range, the first column that shows a triangle, and the one after the last (0, 0
+    without any).
+    """
     n = len(corners) // 9
+    first, last = width, 0
     for column in range(width):
         f = np.intp(get(face_id, start + column))
         if f >= 0:
+            first, last = least(first, column), column + 1
             if 3 * f >= len(faces):
-                return True
+                return True, 0, 0
             i, j, k = (
                 3 * np.intp(get(faces, 3 * f)),
                 3 * np.intp(get(faces, 3 * f + 1)),
                 3 * np.intp(get(faces, 3 * f + 2)),
             )
             if least(least(i, j), k) < 0 or most(most(i, j), k) >= len(vertices):
-                return True
+                return True, 0, 0
             put(corners, column, get(vertices, i))
             put(corners, n + column, get(vertices, j))
             put(corners, 2 * n + column, get(vertices, k))
@@ -211,7 +220,7 @@ def _gather(vertices, faces, face_id, start, width, perspective, corners):  # ty
                 put(corners, 6 * n + column, get(vertices, i + 2))
                 put(corners, 7 * n + column, get(vertices, j + 2))
                 put(corners, 8 * n + column, get(vertices, k + 2))
-    return False
+    return False, least(first, last), last
 
 
 @njit(error_model="numpy")
@@ -239,10 +248,10 @@ def _positive(u, turned):  # type: ignore[no-untyped-def]
 
 
 @njit(error_model="numpy")
-def _weigh(corners, row, size, perspective, weights):  # type: ignore[no-untyped-def]
-    """Weights of one row, in planes w0 w1 w2; where no triangle is shown they mean nothing."""
+def _weigh(corners, row, size, perspective, first, last, weights):  # type: ignore[no-untyped-def]
+    """Weights of columns first ... last - 1, in planes w0 w1 w2; where no triangle is shown they mean nothing."""
     n = len(corners) // 9
-    for column in range(0, size[1], WIDTH):
+    for column in range(first - first % WIDTH, last, WIDTH):
         x0, x1, x2, y0, y1, y2 = _relative(corners, column, row, size)
         u0, u1, u2 = x1 * y2 - y1 * x2, x2 * y0 - y2 * x0, x0 * y1 - y0 * x1
         if perspective:
@@ -259,7 +268,15 @@ def _weigh(corners, row, size, perspective, weights):  # type: ignore[no-untyped
         store(weights, 2 * n + column, u2 * inverse)
 
 
-@kernel("b1(f4[::1],i8,i4[::1],f4[::1],i4[::1],b1,f4,UniTuple(i8,2),i8,i8,f4[::1],f4[::1],f4[::1],f4[::1])")
+@njit(error_model="numpy", forceinline=True)
+def _write(target, at, value, past):  # type: ignore[no-untyped-def]
+    if past:
+        stream(target, at, value)
+    else:
+        store(target, at, value)
+
+
+@kernel("b1(f4[::1],i8,i4[::1],f4[::1],i4[::1],b1,f4,UniTuple(i8,2),i8,i8,f4[::1],b1,f4[::1],f4[::1],f4[::1])")
 def _interpolate(  # type: ignore[no-untyped-def]
     attributes,
     channels,
@@ -272,13 +289,14 @@ def _interpolate(  # type: ignore[no-untyped-def]
     top,
     bottom,
     image,
+    past,
     buffer,
     corners,
     weights,
 ):
     """Rows top ... bottom - 1 of one image; returns whether an id was out of range.
 
-    A row is made in `buffer` where channels are not whole steps.
+    A row is made in `buffer` where channels are not whole steps; else `past` tells how to write it.
     """
     width = size[1]
     n = len(weights) // 3
@@ -287,9 +305,10 @@ def _interpolate(  # type: ignore[no-untyped-def]
     line = image if whole else buffer
     for row in range(top, bottom):
         start = row * width
-        if _gather(vertices, faces, face_id, start, width, perspective, corners):
+        bad, first, last = _gather(vertices, faces, face_id, start, width, perspective, corners)
+        if bad:
             return True
-        _weigh(corners, row, size, perspective, weights)
+        _weigh(corners, row, size, perspective, first, last, weights)
         at = start * channels if whole else 0
         for column in range(width):
             f = np.intp(get(face_id, start + column))
@@ -298,10 +317,10 @@ def _interpolate(  # type: ignore[no-untyped-def]
                 i, j, k = get(faces, 3 * f) * stride, get(faces, 3 * f + 1) * stride, get(faces, 3 * f + 2) * stride
                 for c in range(0, channels, WIDTH):
                     value = load(attributes, i + c) * w0 + load(attributes, j + c) * w1 + load(attributes, k + c) * w2
-                    store(line, at + c, value)
+                    _write(line, at + c, value, past)
             else:
                 for c in range(0, channels, WIDTH):
-                    store(line, at + c, splat(background))
+                    _write(line, at + c, splat(background), past)
             at += channels
         if not whole:
             copy(line, 0, image, start * channels, width * channels)
@@ -334,11 +353,12 @@ def _backward(  # type: ignore[no-untyped-def]
     stride = -(-channels // WIDTH) * WIDTH
     for row in range(first, height, step):
         start = row * width
-        if _gather(vertices, faces, face_id, start, width, perspective, corners):
+        bad, begin, end = _gather(vertices, faces, face_id, start, width, perspective, corners)
+        if bad:
             return True
-        _weigh(corners, row, size, perspective, weights)
-        copy(grad, start * channels, line, 0, width * channels)
-        for column in range(width):
+        _weigh(corners, row, size, perspective, begin, end, weights)
+        copy(grad, (start + begin) * channels, line, begin * channels, (end - begin) * channels)
+        for column in range(begin, end):
             f = np.intp(get(face_id, start + column))
             if f < 0:
                 continue
@@ -360,8 +380,8 @@ def _backward(  # type: ignore[no-untyped-def]
             put(weights, n + column, total(g1))
             put(weights, 2 * n + column, total(g2))
         if len(d_vertices):
-            _differentiate(corners, row, size, perspective, weights)
-            for column in range(width):
+            _differentiate(corners, row, size, perspective, begin, end, weights)
+            for column in range(begin, end):
                 f = np.intp(get(face_id, start + column))
                 if f < 0:
                     continue
@@ -376,14 +396,15 @@ def _backward(  # type: ignore[no-untyped-def]
 
 
 @njit(error_model="numpy")
-def _differentiate(corners, row, size, perspective, weights):  # type: ignore[no-untyped-def]
-    """Replaces one row's corners by their gradients, given those of the weights (in the weights' place).
+def _differentiate(corners, row, size, perspective, first, last, weights):  # type: ignore[no-untyped-def]
+    """Replaces a row's corners in columns first ... last - 1 by their gradients, given those of the weights (in the
+    weights' place).
 
     c_k = x_{k+1} y_{k+2} - y_{k+1} x_{k+2},  u_k = c_k / z_k,  m_k = max(t u_k, 0),  M = sum m,  w_k = m_k / M
     dm_k = (dw_k - sum_j w_j dw_j) / M,  du_k = t dm_k where m_k > 0,  dc_k = du_k / z_k,  dz_k = -du_k u_k / z_k
     """
     n = len(corners) // 9
-    for column in range(0, size[1], WIDTH):
+    for column in range(first - first % WIDTH, last, WIDTH):
         x0, x1, x2, y0, y1, y2 = _relative(corners, column, row, size)
         u0, u1, u2 = x1 * y2 - y1 * x2, x2 * y0 - y2 * x0, x0 * y1 - y0 * x1
         r0, r1, r2 = splat(_ONE), splat(_ONE), splat(_ONE)
@@ -428,9 +449,10 @@ def _barycentrics(  # type: ignore[no-untyped-def]
     width = size[1]
     n = len(weights) // 3
     for row in range(top, bottom):
-        if _gather(vertices, faces, face_id, row * width, width, perspective, corners):
+        bad, first, last = _gather(vertices, faces, face_id, row * width, width, perspective, corners)
+        if bad:
             return True
-        _weigh(corners, row, size, perspective, weights)
+        _weigh(corners, row, size, perspective, first, last, weights)
         for column in range(width):
             at = row * width + column
             for k in range(3):

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from .. import threads as _threads
 from ..lanes import (
-    LINE,
     WIDTH,
     add_product,
     copy,
@@ -41,14 +40,11 @@ from ..lanes import (
     truncate,
     widen,
 )
-from ..memory import empty_array
+from ..memory import empty_array, goes_past
 from .reference import Axis, displacement_axis
 
 _SHARE = 1 << 19
 """Numbers in the features that are worth a thread of their own: waking one costs as much as warping some 300,000."""
-_PAST = 1 << 23
-"""Bytes of results that are written past the caches: what reads them next finds less of them there than the features
-and the result have thrown out of them (measured with an operator after the warp)."""
 _BANDS = 4
 """Pieces of a picture whose gradients are taken at a time, at most."""
 _WIDE = 16
@@ -80,7 +76,7 @@ def warp(
     x, y = axes or (displacement_axis(width), displacement_axis(height))
     meaning = (*x, *y)
     forward = _FORWARD[features.dtype]
-    past = image.nbytes >= _PAST and not (image.ctypes.data | np.bitwise_or.reduce(image.strides[:3])) % LINE
+    past = goes_past(image)
 
     def fill(b: int, top: int, bottom: int) -> None:
         forward(features, field, image, b, top, bottom, meaning, zeros, past, *_room(features, field))
