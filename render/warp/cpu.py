@@ -43,7 +43,7 @@ from ..lanes import (
 from ..memory import empty_array, goes_past
 from .reference import Axis, displacement_axis
 
-_SHARE = 1 << 19
+_SHARE = 1 << 20
 """Numbers in the features that are worth a thread of their own: waking one costs as much as warping some 300,000."""
 _BANDS = 4
 """Pieces of a picture whose gradients are taken at a time, at most."""
