@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwarp.render import Fragments, barycentrics, interpolate, rasterize
+from headwarp.render import Fragments, barycentrics, interpolate, memory, rasterize
 from headwarp.render.interpolate import cpu, reference
 
 SIZE = (24, 40)
@@ -179,6 +179,15 @@ def test_the_number_of_threads_changes_nothing(head_like, to_ndc, batch):
     for result in results[1:]:
         for got, expected in zip(result, results[0], strict=True):
             assert np.array_equal(got, expected)
+
+
+def test_writing_past_the_caches_changes_nothing(monkeypatch, scene):
+    ndc, faces, fragments = scene
+    attributes = random(2, ndc.shape[1], 16)
+    expected = interpolate(attributes, fragments, ndc, faces, background=3)
+    monkeypatch.setattr(memory, "_PAST", 0)
+    assert memory.goes_past(expected.permute(0, 2, 3, 1).numpy())
+    assert torch.equal(interpolate(attributes, fragments, ndc, faces, background=3), expected)
 
 
 def test_writing_into_a_given_tensor(scene):

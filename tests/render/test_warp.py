@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from headwarp.render import sample, warp
+from headwarp.render import memory, sample, warp
+from headwarp.render.memory import goes_past
 from headwarp.render.warp import cpu
 from headwarp.render.warp.reference import displacement_axis
 
@@ -169,9 +170,10 @@ def test_any_memory_order(soup):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
-@pytest.mark.parametrize("channels", [3, 16])
-def test_the_number_of_threads_changes_nothing(batch, channels):
+@pytest.mark.parametrize("channels", [3, 24])
+def test_the_number_of_threads_changes_nothing(monkeypatch, batch, channels):
     """Rough fields too, where every band of rows touches all of the features."""
+    monkeypatch.setattr(cpu, "_SHARE", 1 << 8)  # as if this were much
     size = (37, 21)
     axes = displacement_axis(size[1]), displacement_axis(size[0])
     features, grad = random(batch, *size, channels).numpy(), random(batch, *size, channels, seed=1).numpy()
@@ -186,6 +188,33 @@ def test_the_number_of_threads_changes_nothing(batch, channels):
         for result in results[1:]:
             for got, expected in zip(result, results[0], strict=True):
                 assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("scale", [0.02, 1.0, 6.0])
+def test_bands_of_rows_add_up(monkeypatch, padding, batch, scale):
+    """Gradients of pictures that are cut into bands, whose rows nothing else has set to 0. Beyond the picture (scale 6)
+    some rows are touched by no band."""
+    monkeypatch.setattr(cpu, "_SHARE", 1 << 8)
+    compare("numba", random(batch, 24, 37, 21), random(batch, 2, 37, 21, seed=1) * scale, padding, 2e-5)
+    upwards = torch.full((batch, 2, 37, 21), -1.0)
+    compare("numba", random(batch, 24, 37, 21), upwards, padding, 2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [16, 20, 40])
+def test_writing_past_the_caches_changes_nothing(monkeypatch, dtype, channels):
+    features, displacement = random(2, channels, 9, 12).to(dtype), random(2, 2, 5, 6, seed=1) * 0.3
+    both = torch.empty(2, 9, 12, 2 * channels, dtype=dtype).permute(0, 3, 1, 2)
+    expected = warp(features, displacement)
+    chosen = []
+    monkeypatch.setattr(cpu, "goes_past", lambda image: chosen.append(goes_past(image)) or chosen[-1])
+    monkeypatch.setattr(memory, "_PAST", 0)
+    for out in (torch.empty_like(expected), both[:, :channels], both[:, channels:]):
+        out.fill_(7)
+        assert torch.equal(warp(features, displacement, out=out), expected)
+    assert any(chosen) == (2 * channels * dtype.itemsize % 64 == 0)  # else pixels begin within lines of memory
 
 
 @pytest.mark.parametrize(
