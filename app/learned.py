@@ -4,7 +4,8 @@ crop at the network's size --PWM--> I_o, displacement D --+
 what PWM loses of the crop when nothing moves, warped by D --+
 crop at the photo's size --warp by D, high-pass--> detail --+--> picture       both where I_w agrees with I_o
 
-What D is when nothing moves is taken off first, so that an unmoved head is the photo.
+What D is when nothing moves is taken off first, so that an unmoved head is the photo. A network may leave eyes and the
+inside of the mouth to the geometric animator.
 
 crop at the photo's size --geometric--> G --reduced, refiner--> change --enlarged--+ G --> picture
 """
@@ -48,6 +49,8 @@ class PwmState:
     """(1, 2, H / 2, W / 2) NDC, the displacement that the network gives the unmoved head: nothing but its error."""
     photo: Tensor
     """(1, 3, h, w) the crop at the photo's own resolution, in [0, 1]."""
+    geometric: GeometricState | None
+    """What eyes and the inside of the mouth are drawn from, where the network leaves them to that."""
 
 
 @dataclass
@@ -70,6 +73,7 @@ class PwmRenderer:
 
     def __init__(self, head: HeadModel, model: Pwm) -> None:
         self.model, self.guide = model, Guide(head, model.config)
+        self.animator = GeometricRenderer(head) if model.config.drawn_openings else None
         self.size = model.config.size, model.config.size
 
     @torch.no_grad()
@@ -81,23 +85,30 @@ class PwmRenderer:
         posed = self.guide.pose(source.params, camera, self.size)
         network = self.model.encode_source(image, self.guide.source(posed, self.model.codes))
         still = self.model.render(network, self.guide.driving(posed, posed, self.model.codes))
-        return PwmState(network, posed, camera, image - still.image, still.displacement, photo)
+        geometric = None if self.animator is None else self.animator.encode_source(source)
+        return PwmState(network, posed, camera, image - still.image, still.displacement, photo, geometric)
 
     @torch.no_grad()
     def render(self, state: PwmState, target: HeadParams) -> Moved:
         driving = self.guide.pose(target, state.camera, self.size)
         made = self.model.render(state.network, self.guide.driving(state.posed, driving, self.model.codes))
-        image = made.image
+        image, motion = made.image, made.displacement
         if state.photo.shape[-2:] != image.shape[-2:]:
-            motion = made.displacement - warp(state.rest, made.displacement)
+            motion = motion - warp(state.rest, motion)
             warped = warp(state.network.image, motion)
             whole = image + warp(state.lost, motion)
             image = torch.lerp(image, whole, agreement(whole, warped))
             image = with_detail(image, warped, motion, state.photo)
         fade = border(image.shape[-2:])
         image = state.photo + fade * (image - state.photo)
-        pixels = (image[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8)
-        return Moved(pixels.numpy())
+        picture = image[0].permute(1, 2, 0).contiguous()
+        if self.animator is not None and state.geometric is not None:
+            height, width = state.geometric.matte.alpha.shape
+            moved = F.interpolate(motion, (height, width), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+            moved = (moved * torch.tensor([width / 2, height / 2])).contiguous()
+            lids = target.replace(eyelids=state.geometric.rims.lids(target))
+            self.animator.draw_openings(picture.numpy(), state.geometric, lids, moved.numpy())
+        return Moved((picture * 255).round().clamp(0, 255).to(torch.uint8).numpy())
 
 
 @dataclass

@@ -36,7 +36,7 @@ METHODS = {
 """Method -> module and class of this package. The class takes its settings (`Config`) and keeps them as `config`."""
 ASSETS = Path(__file__).parent.parent / "assets"
 SHIPPED = {
-    "pwm.safetensors": "68b741e010c25bf2e6cdb22a6c631a99526e7bccd5835f352f0452541b705540",
+    "pwm.safetensors": "77838fb716e46cd99423e593ded3b0d72dabad92cb1df3f71eacc76ab54343fb",
     "refiner.safetensors": "6f9974ea5f20804d1b68165bcf09bf33f1f1f588377de2a91ae519cdd4885dcf",
     "regressor.safetensors": "d6aac0ee39e642358b9b747408275d8813f042403488c9cbf279747b3a472f68",
 }

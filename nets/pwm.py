@@ -76,6 +76,9 @@ class PwmConfig:
     extrapolate: bool = False
     """The displacement that warps and that D(l) is relative to is continued beyond the head, see `extrapolate`. The
     guidance picture keeps zeros there."""
+    drawn_openings: bool = False
+    """Eyes and the inside of the mouth are drawn by the geometric animator (ours): for networks that are too small, or
+    were trained too shortly, for irises and teeth."""
 
     def __post_init__(self) -> None:
         if self.levels < 2:

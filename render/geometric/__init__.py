@@ -217,7 +217,7 @@ class GeometricRenderer:
         composite.paint_stretched(
             image, cover, state.small, motion_map.values, motion_map.stretch, state.grain, state.scale, threads
         )
-        self._draw_openings(image, state, motion, motion_map.values)
+        self.draw_openings(image, state, motion, motion_map.values)
         return Rendered(_to_bytes(image), motion_map.values[..., :2], motion_map.confidence)
 
     def _posed(self, state: SourceState, motion: HeadParams) -> Image:
@@ -230,8 +230,16 @@ class GeometricRenderer:
         bust = skin.bust[:, None]
         return np.ascontiguousarray((1 - bust) * moved + bust * (skin.vertices + step), np.float32)
 
-    def _draw_openings(self, image: Image, state: SourceState, motion: HeadParams, values: Image) -> None:
-        """Eyes and mouth into the frame, in place; faded in by motion, so that a still face is the photo itself."""
+    def draw_openings(self, image: Image, state: SourceState, motion: HeadParams, values: Image) -> None:
+        """Eyes and the inside of the mouth into a frame of any making, in place.
+
+        They are faded in by motion, so that a still face is the photo itself.
+
+        Args:
+            image: (h, w, 3) in [0, 1] at output size.
+            motion: as `render` takes it, but with `state.rims.lids` of it as eyelids.
+            values: (H, W, 2 or more) px on the work grid, source place minus target place.
+        """
         rims, camera, scale = state.rims, state.camera, state.scale
         points = rims.points(motion)
         output_camera = camera.crop((scale, 0.0, 0.0))

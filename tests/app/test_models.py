@@ -112,6 +112,25 @@ def test_the_pwm_of_the_package_turns_a_head_and_leaves_a_still_one_as_it_is(por
     assert np.abs(turned - geometric).mean() < 0.8 * np.abs(photo - geometric).mean()
 
 
+def test_a_small_pwm_leaves_irises_and_teeth_to_the_geometric_animator(portrait: Path):
+    animator = Animator(portrait, model="pwm", size=256)
+    assert animator.stage.renderer.model.config.drawn_openings
+    edits = {"jaw": 14.0}, {"gaze": (20.0, 0.0)}
+    drawn = [animator.edit(**edit).astype(int) for edit in edits]
+    animator.portrait.state.geometric = None
+    painted = [animator.edit(**edit).astype(int) for edit in edits]
+    lips, eyes = (np.abs(a - b).max(-1) > 12 for a, b in zip(drawn, painted, strict=True))
+    geometry = Animator(portrait, size=256).portrait.state
+    square, marks = animator.portrait.square, geometry.rims.landmarks * geometry.scale
+    for changed, ids in ((lips, (78, 308, 13, 14)), (eyes, (33, 133, 362, 263))):
+        places = marks[list(ids)] + np.array(square.center) - square.side / 2
+        reach = np.ptp(places, 0).max()
+        rows, columns = np.nonzero(changed)
+        assert len(rows) > 20
+        assert np.abs(columns - places[:, 0].mean()).max() < reach
+        assert np.abs(rows - places[:, 1].mean()).max() < reach
+
+
 def test_the_refiner_knows_one_head(head_of_another_name: HeadModel):
     with pytest.raises(InputError, match="trained on the head 'open' and knows nothing of 'another'"):
         make_renderer("refined", head_of_another_name)
