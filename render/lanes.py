@@ -8,7 +8,8 @@ its time. Here the width is fixed, and LLVM only maps it to what the machine has
 
 A loop that serves several widths takes lanes of the wanted width, all 0, and asks for others `like` them.
 
-`kernel` compiles such a function for given types when it is first called.
+`kernel` compiles such a function for given types when it is first called, and keeps it on disk. numba notices changes
+of the kernel's own file only: after a change of this one, delete the `*.nbi` files.
 
 Lanes hold float32, float64, int32 or booleans. Operators take two lanes of a kind, or lanes and a scalar of their kind.
 Arrays are one-dimensional and contiguous, or a `pointer` into any array; positions are not checked, so callers check
@@ -33,7 +34,7 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 WIDTH = 8
 LINE = 64
-"""Bytes that memory gives at a time."""
+"""Bytes of a line of the caches, which processors read and write as a whole."""
 
 
 def kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -163,7 +164,7 @@ def pointer(typingctx, array, at):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def prefetch(typingctx, array, at, like):  # type: ignore[no-untyped-def]
-    """Has the memory of entries at, at + 1, ... brought near (as many as `like` has), wherever that is; never fails."""
+    """Has most of the memory of entries at, at + 1, ... brought near, as many as `like` has; any address will do."""
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         byte = _pointer(context, builder, array, *args[:2], ir.IntType(8))

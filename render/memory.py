@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _LARGE = 1 << 22  # bytes from which numpy asks for huge pages
-_LINE = 64  # bytes that processors read and write at a time
-_PAST = 1 << 23
+_LINE = 64  # bytes of a line of the caches; lanes.LINE, without loading numba
+_PAST = 1 << 23  # bytes from which `goes_past`
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

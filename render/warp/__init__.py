@@ -68,6 +68,8 @@ def _check(owner: str, features: Tensor, field: Tensor, name: str, vector: torch
     if field.ndim != 4 or tuple(vector) != (2,) or len(field) != len(features):
         wanted = "(B, h, w, 2)" if name == "grid" else "(B, 2, h, w)"
         raise ValueError(f"{owner}: {name} must be {wanted} with B = {len(features)}, got {tuple(field.shape)}.")
+    if features.numel() and not field.numel():
+        raise ValueError(f"{owner}: {name} {tuple(field.shape)} is empty and says nothing of {tuple(features.shape)}.")
     if field.device != features.device:
         raise ValueError(f"{owner}: features are on {features.device}, {name} on {field.device}; move one of them.")
     if padding not in ("border", "zeros"):

@@ -46,7 +46,7 @@ from .reference import Axis, displacement_axis
 _SHARE = 1 << 20
 """Numbers in the features that are worth a thread of their own: waking one costs as much as warping some 300,000."""
 _BANDS = 4
-"""Pieces of a picture whose gradients are taken at a time, at most."""
+"""Bands that a batch is cut into for gradients, at most: what belongs to two of them is added twice."""
 _WIDE = 16
 """Channels at a time where there are as many: a line of memory, and half the instructions with AVX-512."""
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
@@ -71,8 +71,10 @@ def warp(
         zeros: outside the features lies 0; else the nearest border pixel.
         axes: another meaning of the field along x and y, see `reference`.
         threads: at most this many work.
+    Raises:
+        ValueError: shapes that do not fit, an empty field, a picture that spans 2^31 numbers or more.
     """
-    batch, height, width, _ = features.shape
+    batch, height, width, _ = _check(features, field, image)
     x, y = axes or (displacement_axis(width), displacement_axis(height))
     meaning = (*x, *y)
     forward = _FORWARD[features.dtype]
@@ -82,7 +84,7 @@ def warp(
         forward(features, field, image, b, top, bottom, meaning, zeros, past, *_room(features, field))
 
     threads = _worthwhile(features, threads)
-    _threads.run(fill, _threads.bands(batch, height, threads), threads)
+    _threads.run(fill, _threads.bands(batch, height, threads) if features.size else (), threads)
 
 
 def warp_backward(
@@ -98,13 +100,16 @@ def warp_backward(
 
     Args as `warp`; features are C-contiguous, and `grad` (B, H, W, C) to the image has their dtype.
 
-    Large pictures of small batches are cut into bands of rows. Each band adds to the rows of the features that no band
-    before it touches, and to a strip of its own for the others; the strips are added afterwards, in order. So nothing
-    is written by two threads, smooth fields need little extra memory, and the result does not depend on the number of
-    threads. Rows are set to 0 just before they are added to, while they are near.
+    Large pictures of small batches are cut into bands of rows. Rows of the features belong to the first band that
+    touches them or a row after them; a band adds to those of others in a strip of its own, and the strips are added
+    afterwards, in order. So nothing is written by two threads, smooth fields need little extra memory, and the result
+    does not depend on the number of threads. A band's own rows are set to 0 just before they are added to, while they
+    are near.
     """
-    batch, height, width, channels = features.shape
-    n_bands = min(max(_worthwhile(features, _BANDS) // max(batch, 1), 1), height)
+    batch, height, width, channels = _check(features, field, grad)
+    if not features.size:
+        return np.zeros(features.shape, np.float32), np.zeros((batch, height, width, 2), np.float32)
+    n_bands = min(max(_worthwhile(features, _BANDS) // batch, 1), height)
     threads = _worthwhile(features, threads)
     edges = [height * k // n_bands for k in range(n_bands + 1)]
     pieces = [(b, k) for b in range(batch) for k in range(n_bands)]
@@ -119,13 +124,13 @@ def warp_backward(
     if n_bands > 1:
         _threads.run(measure, pieces, threads)
     # Rows before `start` belong to bands before this one; of them it touches those from `first` on, in its strip.
-    owned, strips, total_rows, end = {}, {}, batch * height, 0
+    places, strips, total_rows, end = {}, {}, batch * height, 0
     for b, k in pieces:
         start = end if k else 0
         first, last = touched[b, k]
         end = height if k == n_bands - 1 else max(start, last + 1)
         rows = max(start - first, 0)
-        owned[b, k] = b * height, start, end, total_rows - first
+        places[b, k] = b * height, start, end, total_rows - first
         strips[b, k] = slice(total_rows, total_rows + rows), slice(b * height + first, b * height + first + rows)
         total_rows += rows
     buffer = empty_array((total_rows, width * channels), np.float32)
@@ -133,7 +138,7 @@ def warp_backward(
 
     def fill(b: int, k: int) -> None:
         buffer[strips[b, k][0]] = 0
-        rest = edges[k], edges[k + 1], owned[b, k], meaning, zeros, *_room(features, field)
+        rest = edges[k], edges[k + 1], places[b, k], meaning, zeros, *_room(features, field)
         backward(grad, features, field, buffer, d_field, b, *rest)
 
     _threads.run(fill, pieces, threads)
@@ -142,9 +147,22 @@ def warp_backward(
     return buffer[: height * batch].reshape(features.shape), d_field
 
 
-def _worthwhile(features: NDArray[Any], threads: int) -> int:
-    """How many threads to use for so much."""
-    return max(1, min(threads, features.size // _SHARE))
+def _check(features: NDArray[Any], field: NDArray[np.float32], image: NDArray[Any]) -> tuple[int, int, int, int]:
+    """The shape of the features, if all fits: kernels believe what they are told."""
+    batch, height, width, channels = features.shape
+    if image.shape != features.shape or field.shape[0] != batch or field.shape[3] != 2:
+        raise ValueError(f"warp: features {features.shape}, field {field.shape}, image {image.shape} do not fit.")
+    if features.size and not field.size:
+        raise ValueError(f"warp: a field of {field.shape[1]} x {field.shape[2]} says nothing.")
+    span = sum(abs(s) * n for s, n in zip(features.strides[1:], features.shape[1:], strict=True))
+    if span >= features.itemsize << 31:
+        raise ValueError("warp: a picture of features spans 2^31 numbers or more; copy it, or take it in parts.")
+    return batch, height, width, channels
+
+
+def _worthwhile(features: NDArray[Any], most: int) -> int:
+    """How many threads or bands, at most `most`, so much is worth."""
+    return max(1, min(most, features.size // _SHARE))
 
 
 def _room(features: NDArray[Any], field: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -174,10 +192,12 @@ def _strides(picture):  # type: ignore[no-untyped-def]
 
 
 @_inlined
-def _stretch(columns, width, lefts, shares):  # type: ignore[no-untyped-def]
-    """For every column, the column of a narrower field to its left and the share of the one after that."""
-    ratio, last = np.float32(columns) / np.float32(width), np.float32(columns - 1)
-    for column in range(width):
+def _stretch(shape, size, lefts, shares):  # type: ignore[no-untyped-def]
+    """For every column, the column to its left in a field of another size, and the share of the one after that."""
+    if shape[0] == size[0] and shape[1] == size[1]:
+        return
+    ratio, last = np.float32(shape[1]) / np.float32(size[1]), np.float32(shape[1] - 1)
+    for column in range(size[1]):
         u = least(most((np.float32(column) + _HALF) * ratio - _HALF, _ZERO), last)
         left = np.int32(u)
         put(lefts, column, left)
@@ -284,18 +304,6 @@ def _locate(  # type: ignore[no-untyped-def]
 
 
 @_inlined
-def _begin(shape, size, room, corners):  # type: ignore[no-untyped-def]
-    """What `_locate` finds in its room from the start: the output of `_stretch`, and a field that is 0 beyond the row,
-    so that nothing there points outside the features."""
-    n = _whole(size[1])
-    if shape[0] != size[0] or shape[1] != size[1]:
-        _stretch(shape[1], size[1], pointer(corners, n), pointer(room, 14 * n))
-    for column in range(size[1], n):
-        put(room, column, _ZERO)
-        put(room, n + column, _ZERO)
-
-
-@_inlined
 def _steps(size, pixel):  # type: ignore[no-untyped-def]
     """From a pixel to its right and lower neighbours; to itself in pictures that are one pixel long."""
     return pixel[1] if size[1] > 1 else 0, pixel[0] if size[0] > 1 else 0
@@ -307,8 +315,8 @@ def _mix(  # type: ignore[no-untyped-def]
 ):
     """Channels start ... stop - 1 of one pixel of the image, `step` at a time, which is the width of `like`.
 
-    places, shares: where the four pixels lie and their weights; last: where a step may begin at most, for the last one;
-    ahead: from the lower pixels to those that the next row of the image will need.
+    places, shares: where the four pixels lie and their weights; last: the largest start of a step, to which the final
+    one is moved back; ahead: from the lower pixels to those that the next row of the image will need.
     """
     a, b, c, d = places
     wa, wb, wc, wd = shares
@@ -339,7 +347,7 @@ def _warp(  # type: ignore[no-untyped-def]
     whole = channels - channels % _WIDE
     span = (height - 1) * pixel[0] + (width - 1) * pixel[1] + channels
     wide, few = nothing(_WIDE), nothing(WIDTH)
-    _begin(shape, size, room, corners)
+    _stretch(shape, size, pointer(corners, n), pointer(room, 14 * n))
     for row in range(top, bottom):
         _locate(vectors, strides, shape, axes, zeros, size, pixel, row, room, corners, False)
         at = row * target[0]
@@ -350,7 +358,7 @@ def _warp(  # type: ignore[no-untyped-def]
             wc, wd = get(weights, 2 * n + column), get(weights, 3 * n + column)
             if channels >= WIDTH:
                 places, shares = (a, b, c, d), (wa, wb, wc, wd)
-                _mix(source, places, shares, result, at, 0, whole, channels, _WIDE, down, past, wide)
+                _mix(source, places, shares, result, at, 0, whole, whole, _WIDE, down, past, wide)
                 _mix(source, places, shares, result, at, whole, channels, channels - WIDTH, WIDTH, down, False, few)
             elif d + WIDTH <= span:
                 # All channels and some of the next pixels', which are written over in their turn.
@@ -376,7 +384,8 @@ def _spread(  # type: ignore[no-untyped-def]
 ):
     """Adds channels start ... stop - 1 of the gradient to one pixel of the image to the four pixels it was mixed from.
 
-    homes: where their gradients lie; the rest as `_mix`. Returns the products of the gradient and each of the four.
+    homes: where their gradients lie; like: lanes of 0; the rest as `_mix`. Returns the products of the gradient and
+    each of the four.
     """
     a, b, c, d = places
     ha, hb, hc, hd = homes
@@ -445,7 +454,7 @@ def _backward(  # type: ignore[no-untyped-def]
     wide, few = nothing(_WIDE), nothing(WIDTH)
     base, start, end, strip = own[0] * pitch, own[1] * pitch, own[2] * pitch, own[3] * pitch
     fresh = start
-    _begin(shape, size, room, corners)
+    _stretch(shape, size, pointer(corners, n), pointer(room, 14 * n))
     for row in range(top, bottom):
         _locate(vectors, strides, shape, axes, zeros, size, pixel, row, room, corners, True)
         at = row * given[0]
@@ -465,7 +474,7 @@ def _backward(  # type: ignore[no-untyped-def]
                 homes = (upper + a, upper + b, lower + c, lower + d)
                 if whole:
                     products = _spread(
-                        arriving, at, source, places, sums, homes, shares, 0, whole, channels, _WIDE, down, wide
+                        arriving, at, source, places, sums, homes, shares, 0, whole, whole, _WIDE, down, wide
                     )
                     dx += _along(products, slopes, column, n)
                     dy += _along(products, slopes, column + 4 * n, n)
@@ -500,12 +509,12 @@ def _backward(  # type: ignore[no-untyped-def]
 
 @kernel("UniTuple(i8,2)(f4[:,:,:,:],i8,i8,i8,i8,i8,UniTuple(f4,6),b1,f4[::1],i4[::1])")
 def _extent(field, item, top, bottom, height, width, axes, zeros, floats, integers):  # type: ignore[no-untyped-def]
-    """First and last row of the features that rows top ... bottom - 1 of the output take something from."""
+    """First and last row of the features that rows top ... bottom - 1 of the output touch, with weight or without."""
     size, shape, strides = (height, width), field.shape[1:3], _strides(field)
     vectors, room, corners = pointer(field, item), pointer(floats, 0), pointer(integers, 0)
     n = _whole(width)
     line, lefts, shares, coarse = pointer(room, n), pointer(corners, n), pointer(room, 14 * n), pointer(room, 15 * n)
-    _begin(shape, size, room, corners)
+    _stretch(shape, size, pointer(corners, n), pointer(room, 14 * n))
     first, last = height, 0
     for row in range(top, bottom):
         _resize(vectors, strides[2], strides, shape, size, row, lefts, shares, coarse, line)
@@ -526,7 +535,7 @@ _FORWARD = {
 }
 _BACKWARD = {
     dtype: kernel(
-        f"void({kind}[:,:,:,:],{kind}[:,:,:,:],f4[:,:,:,:],f4[:,::1],f4[:,:,:,::1],i8,i8,i8,UniTuple(i8,4),"
+        f"void({kind}[:,:,:,:],{kind}[:,:,:,::1],f4[:,:,:,:],f4[:,::1],f4[:,:,:,::1],i8,i8,i8,UniTuple(i8,4),"
         f"UniTuple(f4,6),b1,{_ROOM})"
     )(_backward)
     for dtype, kind in _KINDS.items()

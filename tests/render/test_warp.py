@@ -217,9 +217,32 @@ def test_writing_past_the_caches_changes_nothing(monkeypatch, dtype, channels):
     assert any(chosen) == (2 * channels * dtype.itemsize % 64 == 0)  # else pixels begin within lines of memory
 
 
+@pytest.mark.parametrize("shape", [(1, 0, 4, 4), (2, 3, 0, 4), (0, 3, 4, 4)])
+def test_nothing_is_warped_to_nothing(shape):
+    features = torch.zeros(shape, requires_grad=True)
+    displacement = torch.zeros(shape[0], 2, *shape[2:], requires_grad=True)
+    moved = warp(features, displacement)
+    assert moved.shape == shape
+    gradients = torch.autograd.grad(moved.sum(), (features, displacement))
+    assert [g.shape for g in gradients] == [features.shape, displacement.shape]
+    assert not gradients[1].any()
+
+
+def test_kernels_take_no_arrays_that_do_not_fit():
+    features, field = np.zeros((2, 4, 4, 8), np.float32), np.zeros((2, 4, 4, 2), np.float32)
+    with pytest.raises(ValueError, match="do not fit"):
+        cpu.warp(features, field[:1], features.copy())
+    with pytest.raises(ValueError, match="do not fit"):
+        cpu.warp(features, field, features[:1].copy())
+    far = np.lib.stride_tricks.as_strided(features, (1, 4, 2, 8), (0, 2**32, 32, 4))
+    with pytest.raises(ValueError, match=r"2\^31"):
+        cpu.warp(far, field[:1, :, :2], np.zeros((1, 4, 2, 8), np.float32))
+
+
 @pytest.mark.parametrize(
     ("features", "field", "options", "words"),
     [
+        ((1, 3, 8, 8), (1, 2, 0, 3), {}, "says nothing"),
         ((3, 8, 8), (1, 2, 8, 8), {}, "features must be"),
         ((1, 3, 8, 8), (1, 8, 8, 2), {}, "displacement must be"),
         ((1, 3, 8, 8), (2, 2, 8, 8), {}, "with B = 1"),
