@@ -154,8 +154,7 @@ def _check(features: NDArray[Any], field: NDArray[np.float32], image: NDArray[An
         raise ValueError(f"warp: features {features.shape}, field {field.shape}, image {image.shape} do not fit.")
     if features.size and not field.size:
         raise ValueError(f"warp: a field of {field.shape[1]} x {field.shape[2]} says nothing.")
-    span = sum(abs(s) * n for s, n in zip(features.strides[1:], features.shape[1:], strict=True))
-    if span >= features.itemsize << 31:
+    if abs(features.strides[1]) * height + abs(features.strides[2]) * width >= features.itemsize << 31:  # int32 places
         raise ValueError("warp: a picture of features spans 2^31 numbers or more; copy it, or take it in parts.")
     return batch, height, width, channels
 
