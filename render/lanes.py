@@ -373,6 +373,15 @@ def most(typingctx, a, b):  # type: ignore[no-untyped-def]
 
 
 @njit(forceinline=True)
+def write(target, at, value, past):  # type: ignore[no-untyped-def]
+    """`stream` where `past`, else `store`."""
+    if past:
+        stream(target, at, value)
+    else:
+        store(target, at, value)
+
+
+@njit(forceinline=True)
 def copy(source, start, target, to, count):  # type: ignore[no-untyped-def]
     """target[to : to + count] = source[start : start + count]."""
     whole = count - count % WIDTH

@@ -12,7 +12,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .. import threads as _threads
-from ..lanes import WIDTH, copy, get, kernel, least, load, most, put, ramp, select, splat, store, stream, total
+from ..lanes import WIDTH, copy, get, kernel, least, load, most, put, ramp, select, splat, store, total, write
 from ..memory import goes_past
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -268,14 +268,6 @@ def _weigh(corners, row, size, perspective, first, last, weights):  # type: igno
         store(weights, 2 * n + column, u2 * inverse)
 
 
-@njit(error_model="numpy", forceinline=True)
-def _write(target, at, value, past):  # type: ignore[no-untyped-def]
-    if past:
-        stream(target, at, value)
-    else:
-        store(target, at, value)
-
-
 @kernel("b1(f4[::1],i8,i4[::1],f4[::1],i4[::1],b1,f4,UniTuple(i8,2),i8,i8,f4[::1],b1,f4[::1],f4[::1],f4[::1])")
 def _interpolate(  # type: ignore[no-untyped-def]
     attributes,
@@ -317,10 +309,10 @@ def _interpolate(  # type: ignore[no-untyped-def]
                 i, j, k = get(faces, 3 * f) * stride, get(faces, 3 * f + 1) * stride, get(faces, 3 * f + 2) * stride
                 for c in range(0, channels, WIDTH):
                     value = load(attributes, i + c) * w0 + load(attributes, j + c) * w1 + load(attributes, k + c) * w2
-                    _write(line, at + c, value, past)
+                    write(line, at + c, value, past)
             else:
                 for c in range(0, channels, WIDTH):
-                    _write(line, at + c, splat(background), past)
+                    write(line, at + c, splat(background), past)
             at += channels
         if not whole:
             copy(line, 0, image, start * channels, width * channels)

@@ -35,10 +35,10 @@ from ..lanes import (
     select,
     splat,
     store,
-    stream,
     total,
     truncate,
     widen,
+    write,
 )
 from ..memory import empty_array, goes_past
 from .reference import Axis, displacement_axis
@@ -325,10 +325,7 @@ def _mix(  # type: ignore[no-untyped-def]
         value = add_product(value, load_like(features, c + k, like), wc)
         value = add_product(value, load_like(features, d + k, like), wd)
         prefetch(features, c + ahead + k, like)
-        if past:
-            stream(image, at + k, value)
-        else:
-            store(image, at + k, value)
+        write(image, at + k, value, past)
 
 
 def _warp(  # type: ignore[no-untyped-def]
