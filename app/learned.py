@@ -26,6 +26,7 @@ from ..nets.pwm import Guide, Posed, Pwm, SourceState
 from ..nets.refiner import Clues, Refiner
 from ..render.geometric import GeometricRenderer, Observation
 from ..render.geometric import SourceState as GeometricState
+from ..render.guidance import to_pixels
 from ..render.warp import warp
 
 BORDER = 0.06
@@ -103,11 +104,10 @@ class PwmRenderer:
         image = state.photo + fade * (image - state.photo)
         picture = image[0].permute(1, 2, 0).contiguous()
         if self.animator is not None and state.geometric is not None:
-            height, width = state.geometric.matte.alpha.shape
-            moved = F.interpolate(motion, (height, width), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
-            moved = (moved * torch.tensor([width / 2, height / 2])).contiguous()
+            grid = state.geometric.matte.alpha.shape
+            moved = to_pixels(F.interpolate(motion, grid, mode="bilinear", align_corners=False))[0].permute(1, 2, 0)
             lids = target.replace(eyelids=state.geometric.rims.lids(target))
-            self.animator.draw_openings(picture.numpy(), state.geometric, lids, moved.numpy())
+            self.animator.draw_openings(picture.numpy(), state.geometric, lids, moved.contiguous().numpy())
         return Moved((picture * 255).round().clamp(0, 255).to(torch.uint8).numpy())
 
 

@@ -32,9 +32,9 @@ from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.core.typing.templates import signature as typed
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from .memory import LINE
+
 WIDTH = 8
-LINE = 64
-"""Bytes of a line of the caches, which processors read and write as a whole."""
 
 
 def kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

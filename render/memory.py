@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+LINE = 64
+"""Bytes of a line of the caches, which processors read and write as a whole."""
 _LARGE = 1 << 22  # bytes from which numpy asks for huge pages
-_LINE = 64  # bytes of a line of the caches; lanes.LINE, without loading numba
 _PAST = 1 << 23  # bytes from which `goes_past`
 
 
@@ -34,8 +35,8 @@ def empty_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     torch's tensors do and numpy's arrays do not: accesses that are as wide as a line would each touch two.
     """
     entries = math.prod(shape)
-    room = np.empty(entries + _LINE // np.dtype(dtype).itemsize, dtype)
-    at = -room.ctypes.data % _LINE // room.itemsize
+    room = np.empty(entries + LINE // np.dtype(dtype).itemsize, dtype)
+    at = -room.ctypes.data % LINE // room.itemsize
     return room[at : at + entries].reshape(shape)
 
 
@@ -45,4 +46,4 @@ def goes_past(image: NDArray[Any]) -> bool:
     Large ones throw out of the caches what a kernel reads, and little of them is left there when they are read in their
     turn: from 8 MB on, a warp and the operator after it take less time together so. Pixels have to begin on lines.
     """
-    return image.nbytes >= _PAST and not any(x % _LINE for x in (image.ctypes.data, *image.strides[:3]))
+    return image.nbytes >= _PAST and not any(x % LINE for x in (image.ctypes.data, *image.strides[:3]))

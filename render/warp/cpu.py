@@ -191,10 +191,17 @@ def _strides(picture):  # type: ignore[no-untyped-def]
 
 
 @_inlined
-def _stretch(shape, size, lefts, shares):  # type: ignore[no-untyped-def]
+def _beside(room, corners, n):  # type: ignore[no-untyped-def]
+    """`lefts` and `shares` of `_stretch`, and room for a row of the field as it is and one entry more."""
+    return pointer(corners, n), pointer(room, 14 * n), pointer(room, 15 * n)
+
+
+@_inlined
+def _stretch(shape, size, room, corners):  # type: ignore[no-untyped-def]
     """For every column, the column to its left in a field of another size, and the share of the one after that."""
     if shape[0] == size[0] and shape[1] == size[1]:
         return
+    lefts, shares, _ = _beside(room, corners, _whole(size[1]))
     ratio, last = np.float32(shape[1]) / np.float32(size[1]), np.float32(shape[1] - 1)
     for column in range(size[1]):
         u = least(most((np.float32(column) + _HALF) * ratio - _HALF, _ZERO), last)
@@ -276,7 +283,7 @@ def _locate(  # type: ignore[no-untyped-def]
     """
     n = _whole(size[1])
     x_line, y_line, weights, slopes = room, pointer(room, n), pointer(room, 2 * n), pointer(room, 6 * n)
-    lefts, shares, coarse = pointer(corners, n), pointer(room, 14 * n), pointer(room, 15 * n)
+    lefts, shares, coarse = _beside(room, corners, n)
     _resize(field, 0, strides, shape, size, row, lefts, shares, coarse, x_line)
     _resize(field, strides[2], strides, shape, size, row, lefts, shares, coarse, y_line)
     base_x, offset_x, scale_x, base_y, offset_y, scale_y = axes
@@ -343,7 +350,7 @@ def _warp(  # type: ignore[no-untyped-def]
     whole = channels - channels % _WIDE
     span = (height - 1) * pixel[0] + (width - 1) * pixel[1] + channels
     wide, few = nothing(_WIDE), nothing(WIDTH)
-    _stretch(shape, size, pointer(corners, n), pointer(room, 14 * n))
+    _stretch(shape, size, room, corners)
     for row in range(top, bottom):
         _locate(vectors, strides, shape, axes, zeros, size, pixel, row, room, corners, False)
         at = row * target[0]
@@ -450,7 +457,7 @@ def _backward(  # type: ignore[no-untyped-def]
     wide, few = nothing(_WIDE), nothing(WIDTH)
     base, start, end, strip = own[0] * pitch, own[1] * pitch, own[2] * pitch, own[3] * pitch
     fresh = start
-    _stretch(shape, size, pointer(corners, n), pointer(room, 14 * n))
+    _stretch(shape, size, room, corners)
     for row in range(top, bottom):
         _locate(vectors, strides, shape, axes, zeros, size, pixel, row, room, corners, True)
         at = row * given[0]
@@ -509,8 +516,8 @@ def _extent(field, item, top, bottom, height, width, axes, zeros, floats, intege
     size, shape, strides = (height, width), field.shape[1:3], _strides(field)
     vectors, room, corners = pointer(field, item), pointer(floats, 0), pointer(integers, 0)
     n = _whole(width)
-    line, lefts, shares, coarse = pointer(room, n), pointer(corners, n), pointer(room, 14 * n), pointer(room, 15 * n)
-    _stretch(shape, size, pointer(corners, n), pointer(room, 14 * n))
+    line, (lefts, shares, coarse) = pointer(room, n), _beside(room, corners, n)
+    _stretch(shape, size, room, corners)
     first, last = height, 0
     for row in range(top, bottom):
         _resize(vectors, strides[2], strides, shape, size, row, lefts, shares, coarse, line)
